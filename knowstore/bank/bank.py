@@ -1,0 +1,514 @@
+"""The expert bank in LanceDB, with recently used experts kept decoded in memory.
+
+One process writes at a time; the caller holds the lock. Which experts are live is the business of
+whoever asks for them: the bank keeps rows by passage id and knows no snapshots.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import lancedb
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.index import BTree
+from lancedb.query import LanceQueryBuilder
+from lancedb.table import LanceTable
+
+from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.config import BankConfig, Codec
+from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
+
+_NAME = "experts"
+_LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
+_CHUNK = 2_000  # ids in one condition
+_WRITE_BYTES = 64 * 1024 * 1024  # encoded experts in one write
+_READ_ROWS = 64  # rows in memory while the whole bank is read
+_ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string()),
+        pa.field("codec", pa.string()),
+        pa.field("form", pa.string()),
+        pa.field("rank", pa.int32()),
+        pa.field("segment_ranks", pa.list_(pa.int32())),
+        pa.field("tensors", pa.large_binary(), metadata={"lance-encoding:compression": "none"}),
+        pa.field("checksum", pa.string()),
+        pa.field("batch", pa.int64()),
+    ]
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the memory of decoded experts holds and how often it had what was asked for."""
+
+    hits: int
+    misses: int
+    n_experts: int
+    size_bytes: int
+    max_bytes: int
+
+
+class ExpertBank:
+    """The experts of one store: write, read, verify and remove them by passage id.
+
+    Add some hundred experts at a time: every write makes a file and a version, and each is encoded
+    and handed on in parts of at most 64 MiB, so that memory stays bounded.
+    """
+
+    def __init__(self, table: LanceTable, fingerprint: str | None, cache_bytes: int) -> None:
+        self._table = table
+        self._fingerprint = fingerprint
+        self._cache = _Cache(cache_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        *,
+        fingerprint: str | None,
+        create: bool = False,
+        cache_bytes: int = BankConfig.cache_bytes,
+    ) -> Self:
+        """Open the bank in a folder or at an object store's URI.
+
+        Args:
+            uri: where LanceDB keeps its tables.
+            fingerprint: of the base model, layer and hypernetwork; written with every expert and required
+                of every expert that is read. None reads any and writes none.
+            create: make the bank when there is none.
+            cache_bytes: how many bytes of decoded experts stay in memory.
+
+        Raises:
+            BankError: no bank, or one that cannot be read.
+        """
+        try:
+            if not create and "://" not in uri and not Path(uri).is_dir():
+                raise _absent(uri)
+            connection = lancedb.connect(uri)
+            if _NAME in connection.list_tables().tables:
+                table = cast(LanceTable, connection.open_table(_NAME))
+            elif create:
+                table = cast(LanceTable, connection.create_table(_NAME, schema=_SCHEMA))
+                table.set_unenforced_primary_key("id")
+            else:
+                raise _absent(uri)
+            missing = set(_SCHEMA.names) - set(table.schema.names)
+        except _LANCE_ERRORS as error:
+            raise BankError(
+                f"the expert bank in {uri} cannot be read: {error}",
+                kept="the files are as they were",
+                fix="restore the folder from a backup, or ingest again into a new store",
+            ) from error
+        if missing:
+            raise BankError(
+                f"the experts table in {uri} has no column {', '.join(sorted(missing))}",
+                kept="the table is as it was",
+                fix="open the store with the version of knowstore that wrote it",
+            )
+        return cls(table, fingerprint, cache_bytes)
+
+    @property
+    def version(self) -> int:
+        """LanceDB's version of the table that this object reads."""
+        return int(self._table.version)
+
+    def refresh(self) -> None:
+        """See what other processes have written since; forgets decoded experts when there is anything.
+
+        Raises:
+            BankError: the bank cannot be read any more.
+        """
+        before = self.version
+        self._read(lambda table: table.checkout_latest())  # type: ignore[no-untyped-call]
+        if self.version != before:
+            self._cache.clear()
+
+    # writing
+
+    def add(self, experts: Iterable[StoredExpert], codec: Codec, batch_id: int) -> int:
+        """Encode and write experts; one that is stored already is replaced.
+
+        Args:
+            experts: may be a generator; of several for one passage in a write, the last counts.
+            codec: how their numbers are kept.
+            batch_id: the edit batch that they belong to.
+
+        Returns: how many experts were taken.
+
+        Raises:
+            BankError: no fingerprint to write, numbers that the codec cannot hold, or a failed write;
+                parts of 64 MiB that were written before stay.
+        """
+        if self._fingerprint is None:
+            raise BankError(
+                "this bank was opened without a fingerprint, so its experts could not be told apart",
+                kept="the bank is as it was",
+                fix="open the bank with the fingerprint of the hypernetwork that makes the experts",
+            )
+        fingerprint = self._fingerprint
+        return self._upsert(EncodedExpert.make(expert, codec, fingerprint, batch_id) for expert in experts)
+
+    def add_encoded(self, experts: Iterable[EncodedExpert], batch_id: int) -> int:
+        """Write experts of another bank as they are, after their checksums are verified.
+
+        Args:
+            experts: rows that `iter_encoded` gave.
+            batch_id: the edit batch that they belong to from now on.
+
+        Returns: how many experts were taken.
+
+        Raises:
+            ExpertChecksumError: bytes that are not what was written.
+            FingerprintError: experts made for another model or hypernetwork than this bank's.
+            BankError: a failed write; parts of 64 MiB that were written before stay.
+        """
+
+        def checked() -> Iterator[EncodedExpert]:
+            for expert in experts:
+                self._check_fingerprint(expert)
+                expert.check()
+                yield replace(expert, batch_id=batch_id)
+
+        return self._upsert(checked())
+
+    def delete(self, ids: Collection[str]) -> int:
+        """Delete experts; their bytes stay in older versions until `purge`. Returns how many there were."""
+        with self._writing() as table:
+            n_before = table.count_rows()
+            for chunk in _chunks(ids):
+                table.delete(_is_in(chunk))
+            n_after = table.count_rows()
+        self._cache.drop(ids)
+        return n_before - n_after
+
+    def purge(self, ids: Collection[str]) -> None:
+        """Delete experts so that no file holds anything of them any more.
+
+        Every remaining row is written again and all older versions are deleted. Readers in other
+        processes go on with the version that is left. Interrupted, it can be run again with the same ids.
+
+        Raises:
+            BankError: a write failed, or an older version could not be deleted.
+        """
+        purged = pa.array(list(ids), pa.string())
+        with self._writing() as table:
+            has_index = bool(list(table.list_indices()))
+            batches = _scan(table, None).to_batches(_READ_ROWS)
+            # a deleted row stays in its file until compaction finds enough of them there, so write a new table
+            kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), purged))) for batch in batches)
+            table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+            if has_index:
+                table.create_index("id", config=BTree())
+            _delete_history(table)
+        self._cache.drop(ids)
+
+    def optimize(self) -> None:
+        """Merge small files and bring the index of ids up to date."""
+        with self._writing() as table:
+            if table.count_rows() >= _ID_INDEX_ROWS and not list(table.list_indices()):
+                table.create_index("id", config=BTree())
+            table.optimize()
+
+    def _upsert(self, experts: Iterator[EncodedExpert]) -> int:
+        n_written = 0
+        part: dict[str, EncodedExpert] = {}
+        part_bytes = 0
+        for expert in experts:
+            part[expert.passage_id] = expert
+            part_bytes += len(expert.data)
+            if part_bytes >= _WRITE_BYTES:
+                n_written += self._write_part(part)
+                part, part_bytes = {}, 0
+        return n_written + self._write_part(part)
+
+    def _write_part(self, part: Mapping[str, EncodedExpert]) -> int:
+        if not part:
+            return 0
+        is_any_stored = bool(self.existing(part.keys()))
+        with self._writing() as table:
+            if is_any_stored:
+                merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                merge.use_index(False).execute(_to_arrow(part.values()))
+            else:
+                table.add(_to_arrow(part.values()))
+        self._cache.drop(part.keys())
+        return len(part)
+
+    # reading
+
+    def get(self, ids: Sequence[str], *, allow_missing: bool = False) -> dict[str, StoredExpert]:
+        """Experts by passage id, those that are not in memory in one read.
+
+        Args:
+            ids: passage ids.
+            allow_missing: leave out those that are not stored.
+
+        Returns: the experts in the order of `ids`; their tensors may be shared, do not write into them.
+
+        Raises:
+            BankError: an expert that is not stored, or a bank that cannot be read.
+            ExpertChecksumError: bytes that are not what was written.
+            FingerprintError: an expert made for another model or hypernetwork.
+        """
+        found = self._cache.get(ids)
+        wanted = [passage_id for passage_id in dict.fromkeys(ids) if passage_id not in found]
+        if wanted:
+            rows = self._read(lambda table: table.search().where(_is_in(wanted)).to_arrow())
+            for encoded in map(_from_arrow, rows.to_pylist()):
+                self._check_fingerprint(encoded)
+                found[encoded.passage_id] = encoded.decode()
+            self._cache.put(found[passage_id] for passage_id in wanted if passage_id in found)
+        missing = [passage_id for passage_id in wanted if passage_id not in found]
+        if missing and not allow_missing:
+            raise BankError(
+                f"{len(missing)} experts are not in the bank, {missing[0]} first",
+                kept="the bank is as it was",
+                fix="run `knowstore verify --repair`, or ingest their source again",
+            )
+        return {passage_id: found[passage_id] for passage_id in dict.fromkeys(ids) if passage_id in found}
+
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Those of `ids` that have an expert."""
+        return {row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk), ["id"])}
+
+    def ids_of_batch(self, batch_id: int) -> set[str]:
+        """Passages whose expert an edit batch wrote."""
+        return {row["id"] for row in self._select(f"batch = {int(batch_id)}", ["id"])}
+
+    def count(self) -> int:
+        """Number of experts."""
+        return int(self._read(LanceTable.count_rows))
+
+    def size_bytes(self) -> int:
+        """Bytes of the bank's data and index in its current version."""
+        return int(self._read(LanceTable.stats)["total_bytes"])  # type: ignore[index]  # a dict, not what it is typed as
+
+    def bytes_per_expert(self) -> float:
+        """Mean bytes on disk of an expert, 0.0 for an empty bank."""
+        n_experts = self.count()
+        return self.size_bytes() / n_experts if n_experts else 0.0
+
+    def cache_info(self) -> CacheInfo:
+        """What the memory of decoded experts holds, and its hits and misses since the bank was opened."""
+        return self._cache.info()
+
+    def iter_encoded(self, ids: Collection[str] | None = None) -> Iterator[EncodedExpert]:
+        """Rows as they are stored, all when `ids` is None, a few at a time; nothing is verified.
+
+        Raises:
+            BankError: the bank cannot be read.
+        """
+        for condition in [None] if ids is None else map(_is_in, _chunks(ids)):
+            yield from self._scan_encoded(condition)
+
+    def verify(self, ids: Collection[str] | None = None) -> Iterator[tuple[str, KnowledgeStoreError]]:
+        """Check experts one after another: stored once, checksum, fingerprint, shapes, finite numbers.
+
+        Args:
+            ids: which experts, all when None; one that is not stored is a problem as well.
+
+        Yields: passage id and the problem, for those that have one.
+
+        Raises:
+            BankError: the bank cannot be read on.
+        """
+        seen: set[str] = set()
+        for expert in self.iter_encoded(ids):
+            try:
+                if expert.passage_id in seen:
+                    raise _problem(f"the expert of passage {expert.passage_id} is stored twice")
+                seen.add(expert.passage_id)
+                self._check_fingerprint(expert)
+                expert.decode()
+            except BankError as problem:
+                yield expert.passage_id, problem
+        for passage_id in sorted(set(ids or ()) - seen):
+            yield passage_id, _problem(f"passage {passage_id} has no expert")
+
+    # LanceDB
+
+    def _check_fingerprint(self, expert: EncodedExpert) -> None:
+        if self._fingerprint is not None and expert.fingerprint != self._fingerprint:
+            raise FingerprintError(
+                f"the expert of passage {expert.passage_id} was made for {expert.fingerprint}, "
+                f"the configured model and hypernetwork are {self._fingerprint}",
+                kept="the bank is as it was",
+                fix="configure the hypernetwork that made the experts, or ingest again with the one configured now",
+            )
+
+    def _scan_encoded(self, condition: str | None) -> Iterator[EncodedExpert]:
+        try:
+            for batch in self._read(lambda table: _scan(table, condition).to_batches(_READ_ROWS)):
+                yield from map(_from_arrow, batch.to_pylist())
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+
+    def _select(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
+        rows = self._read(lambda table: _scan(table, condition).select(columns).to_arrow())
+        return cast(list[dict[str, Any]], rows.to_pylist())
+
+    def _read(self, query: Callable[[LanceTable], _T]) -> _T:
+        try:
+            return query(self._table)
+        except _LANCE_ERRORS as error:
+            first_error, version = error, self._table.version
+        try:  # a purge elsewhere deletes the files of the version that this object reads
+            self._table.checkout_latest()  # type: ignore[no-untyped-call]
+            if self._table.version == version:
+                raise first_error
+            self._cache.clear()
+            return query(self._table)
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[LanceTable]:
+        try:
+            yield self._table
+        except _LANCE_ERRORS as error:
+            raise BankError(
+                f"the expert bank could not be written: {error}",
+                kept="experts that were written before",
+                fix="look for a full disk or missing permissions and run the command again",
+            ) from error
+
+
+class _Cache:
+    """Decoded experts, least recently used out first, at most `max_bytes` of tensors; safe in threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._experts: OrderedDict[str, StoredExpert] = OrderedDict()
+        self._size_bytes = self._hits = self._misses = 0
+        self._lock = threading.Lock()
+
+    def get(self, ids: Collection[str]) -> dict[str, StoredExpert]:
+        with self._lock:
+            found = {passage_id: self._experts[passage_id] for passage_id in ids if passage_id in self._experts}
+            for passage_id in found:
+                self._experts.move_to_end(passage_id)
+            self._hits += len(found)
+            self._misses += len(set(ids)) - len(found)
+            return found
+
+    def put(self, experts: Iterable[StoredExpert]) -> None:
+        with self._lock:
+            for expert in experts:
+                if expert.size_bytes <= self._max_bytes:
+                    self._remove(expert.passage_id)
+                    self._experts[expert.passage_id] = expert
+                    self._size_bytes += expert.size_bytes
+            while self._size_bytes > self._max_bytes:
+                self._remove(next(iter(self._experts)))
+
+    def drop(self, ids: Iterable[str]) -> None:
+        with self._lock:
+            for passage_id in ids:
+                self._remove(passage_id)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._experts.clear()
+            self._size_bytes = 0
+
+    def info(self) -> CacheInfo:
+        with self._lock:
+            return CacheInfo(self._hits, self._misses, len(self._experts), self._size_bytes, self._max_bytes)
+
+    def _remove(self, passage_id: str) -> None:
+        expert = self._experts.pop(passage_id, None)
+        if expert is not None:
+            self._size_bytes -= expert.size_bytes
+
+
+def _to_arrow(experts: Collection[EncodedExpert]) -> pa.Table:
+    return pa.table(
+        {
+            "id": [expert.passage_id for expert in experts],
+            "fingerprint": [expert.fingerprint for expert in experts],
+            "codec": [expert.codec for expert in experts],
+            "form": [expert.form for expert in experts],
+            "rank": [expert.rank for expert in experts],
+            "segment_ranks": [list(expert.segment_ranks) for expert in experts],
+            "tensors": [expert.data for expert in experts],
+            "checksum": [expert.checksum for expert in experts],
+            "batch": [expert.batch_id for expert in experts],
+        },
+        schema=_SCHEMA,
+    )
+
+
+def _from_arrow(row: Mapping[str, Any]) -> EncodedExpert:
+    return EncodedExpert(
+        passage_id=row["id"],
+        fingerprint=row["fingerprint"],
+        codec=row["codec"],
+        form=row["form"],
+        rank=row["rank"],
+        segment_ranks=tuple(row["segment_ranks"]),
+        data=row["tensors"],
+        checksum=row["checksum"],
+        batch_id=row["batch"],
+    )
+
+
+def _delete_history(table: LanceTable) -> None:
+    for _ in range(5):  # the first call may itself write a version, by merging files or updating the index
+        time.sleep(0.005)  # versions as young as the limit below are kept
+        table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+        if len(table.list_versions()) == 1:
+            return
+    raise BankError(
+        f"the expert bank still has {len(table.list_versions())} versions, and older ones may hold purged experts",
+        kept="every expert that was not purged",
+        fix="end other programs that use this store and purge again",
+    )
+
+
+def _is_in(ids: Iterable[str]) -> str:
+    literals = ("'" + passage_id.replace("'", "''") + "'" for passage_id in ids)
+    return f"id IN ({', '.join(literals)})"
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(ids)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
+
+
+def _scan(table: LanceTable, condition: str | None) -> LanceQueryBuilder:
+    return table.search() if condition is None else table.search().where(condition)
+
+
+def _absent(uri: str) -> BankError:
+    return BankError(
+        f"there is no expert bank in {uri}",
+        kept="nothing was made",
+        fix="name the folder of an existing store, or ingest something to begin a new one",
+    )
+
+
+def _problem(what: str) -> BankError:
+    return BankError(what, kept="the bank is as it was", fix="run `knowstore verify --repair`")
+
+
+def _unreadable(error: Exception) -> BankError:
+    return BankError(
+        f"the expert bank could not be read: {error}",
+        kept="the files are as they were",
+        fix="run `knowstore verify`; restore the folder from a backup when the bank is damaged",
+    )

@@ -1,0 +1,144 @@
+"""Experts as the bank takes and gives them: plain named tensors, and the same encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
+
+from knowstore.bank.codec import check_codec, decode, encode
+from knowstore.config import Codec
+from knowstore.errors import ExpertChecksumError, ExpertShapeError
+
+Form = Literal["neurons", "factors", "latent"]
+
+# "DR" is (D, R), LLM width by rank; a latent holds whatever its hypernetwork needs
+_SHAPES: dict[str, dict[str, str]] = {
+    "neurons": {"up": "DR", "down": "RD"},
+    "factors": {"up1": "DR", "up2": "RD", "dw1": "DR", "dw2": "RD"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredExpert:
+    """The expert of one passage.
+
+    Args:
+        passage_id: whose expert it is.
+        form: `neurons` has up (D, R) and down (R, D); `factors` the four matrices of Eq. 2, up1 (D, R),
+            up2 (R, D), dw1 (D, R), dw2 (R, D); `latent` the arrays from which the hypernetwork's last
+            linear map makes the expert.
+        tensors: the arrays by name; what the bank returns may be shared, do not write into it.
+        segment_ranks: how many of the R each segment of the passage has, in order; may be empty.
+        rank: R.
+
+    Raises:
+        ExpertShapeError: tensors, rank and segments that do not fit together.
+    """
+
+    passage_id: str
+    form: Form
+    tensors: Mapping[str, npt.NDArray[Any]]
+    segment_ranks: tuple[int, ...]
+    rank: int
+
+    def __post_init__(self) -> None:
+        if problem := self._misfit():
+            raise ExpertShapeError(
+                f"the expert of passage {self.passage_id} does not fit together: {problem}",
+                kept="the bank is as it was",
+                fix="make the expert again with the hypernetwork that the store is configured for",
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensors in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def _misfit(self) -> str | None:
+        if self.form not in get_args(Form):
+            return f"form is {self.form!r}, expected one of {', '.join(get_args(Form))}"
+        if self.rank < 1 or not self.tensors:
+            return f"rank is {self.rank} with {len(self.tensors)} tensors"
+        if self.segment_ranks and (sum(self.segment_ranks) != self.rank or min(self.segment_ranks) < 0):
+            return f"segment_ranks {self.segment_ranks} do not add up to rank {self.rank}"
+        expected = _SHAPES.get(self.form)
+        if expected is None:
+            return None
+        if self.tensors.keys() != expected.keys():
+            return f"tensors are {sorted(self.tensors)}, expected {sorted(expected)}"
+        first = next(iter(expected))
+        width = self.tensors[first].shape[0] if self.tensors[first].ndim else 0
+        sizes = {"D": width, "R": self.rank}
+        for name, letters in expected.items():
+            shape = tuple(sizes[letter] for letter in letters)
+            if self.tensors[name].shape != shape:
+                return f"{name} is {self.tensors[name].shape}, expected {shape}"
+        return None
+
+
+@dataclass(frozen=True)
+class EncodedExpert:
+    """A row of the bank: an expert as bytes, with what is needed to read and to trust them.
+
+    `checksum` is BLAKE2b of `data`, 16 bytes in hex; `batch_id` the edit batch that wrote the row.
+    """
+
+    passage_id: str
+    fingerprint: str
+    codec: Codec
+    form: Form
+    rank: int
+    segment_ranks: tuple[int, ...]
+    data: bytes
+    checksum: str
+    batch_id: int
+
+    @classmethod
+    def make(cls, expert: StoredExpert, codec: Codec, fingerprint: str, batch_id: int) -> EncodedExpert:
+        """Encode an expert.
+
+        Raises:
+            BankError: a codec that does not suit the form, or numbers that it cannot hold.
+        """
+        check_codec(codec, expert.form)
+        data = encode(expert.tensors, codec)
+        return cls(
+            passage_id=expert.passage_id,
+            fingerprint=fingerprint,
+            codec=codec,
+            form=expert.form,
+            rank=expert.rank,
+            segment_ranks=expert.segment_ranks,
+            data=data,
+            checksum=checksum_of(data),
+            batch_id=batch_id,
+        )
+
+    def check(self) -> None:
+        """Raise ExpertChecksumError when `data` is not what `checksum` was taken of."""
+        found = checksum_of(self.data)
+        if found != self.checksum:
+            raise ExpertChecksumError(
+                f"the expert of passage {self.passage_id} has checksum {found}, {self.checksum} was written",
+                kept="the bank is as it was; the other experts can be used",
+                fix="run `knowstore verify --repair`, or remove the passage and ingest it again",
+            )
+
+    def decode(self) -> StoredExpert:
+        """The expert, after its checksum is verified.
+
+        Raises:
+            ExpertChecksumError: the bytes are not those that were written.
+            BankError: bytes that are not an encoded expert.
+        """
+        self.check()
+        return StoredExpert(self.passage_id, self.form, decode(self.data), self.segment_ranks, self.rank)
+
+
+def checksum_of(data: bytes) -> str:
+    """BLAKE2b of `data`, 16 bytes in hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,188 @@
+"""The catalog's database: URLs, connections, transactions, and what its errors mean."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import (
+    ARRAY,
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    any_,
+    bindparam,
+    cast,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import InstrumentedAttribute
+
+from knowstore.catalog.tables import Base
+from knowstore.errors import CatalogError, ConfigError, SchemaError, StoreLockedError
+
+_T = TypeVar("_T", int, str)
+BUSY_TIMEOUT_S = 30
+_KEPT = "the catalog is as it was before this call"
+_SECRETS = ("password", "passfile", "sslpassword")
+
+
+class Database:
+    """One SQLite file or PostgreSQL database: connections and transactions, no knowledge of batches."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = _parse(url)
+        self.engine = self.new_engine()
+        self._writing = self.engine.execution_options(knowstore_begin="BEGIN IMMEDIATE")
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file; it need not exist yet."""
+        return Path(self.url.database or "")
+
+    @property
+    def name(self) -> str:
+        """The URL as it may be shown: without any password."""
+        shown = self.url.update_query_dict({key: "***" for key in _SECRETS if key in self.url.query})
+        return shown.render_as_string(hide_password=True)
+
+    def new_engine(self, *, foreign_keys: bool = True) -> Engine:
+        """An engine of its own; a migration opens one that leaves SQLite's foreign keys unenforced."""
+        if not self.is_sqlite:
+            try:
+                return create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
+            except ImportError as error:
+                raise ConfigError(
+                    f"the catalog {self.name} needs psycopg, which is not installed",
+                    kept="nothing was opened",
+                    fix="run `pip install 'knowstore[postgres]'`",
+                ) from error
+        engine = create_engine(self.url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+        @event.listens_for(engine, "connect")
+        def _configure(connection: sqlite3.Connection, _record: object) -> None:
+            connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first INSERT
+            connection.execute("PRAGMA journal_mode = WAL").close()
+            connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}").close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql(connection.get_execution_options().get("knowstore_begin", "BEGIN"))
+
+        return engine
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads; on SQLite it sees one state and waits for no writer."""
+        with self.translated_errors(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write; on SQLite it takes the write lock at once, so it cannot fail half-way."""
+        with self.translated_errors(), self._writing.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Turn SQLAlchemy's errors into a `CatalogError` that says what to do."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise self._translate(error) from error
+        except UnicodeEncodeError as error:
+            raise CatalogError(
+                f"the catalog {self.name} cannot store {error.object[:80]!a}: it is not valid Unicode",
+                kept=_KEPT,
+                fix="rename the file, or give the source another name",
+            ) from error
+
+    def _translate(self, error: SQLAlchemyError) -> CatalogError:
+        cause = (error.orig if isinstance(error, DBAPIError) else None) or error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        what = f"the catalog {self.name} failed: {reason}"
+        state = getattr(cause, "sqlstate", None)
+        if state in ("42P01", "42703") or reason.startswith(("no such table", "no such column")):
+            return SchemaError(what, kept=_KEPT, fix="run `knowstore db upgrade`")
+        if not self.is_sqlite:
+            fix = "check that the server runs and that the URL's host, database, user and password are right"
+            return CatalogError(
+                what, kept=_KEPT, fix=fix if state is None or state[:2] in ("08", "28", "3D") else _RETRY
+            )
+        if "locked" in reason:
+            return StoreLockedError(what, kept=_KEPT, fix="wait until the other process has committed, then try again")
+        for symptom, fix in _SQLITE_FIXES.items():
+            if symptom in reason:
+                return CatalogError(what, kept=_KEPT, fix=fix)
+        return CatalogError(what, kept=_KEPT, fix=_RETRY)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def among(self, column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnElement[bool]:
+        """`column IN values` as one parameter, so that any number of values fits in one statement."""
+        if self.is_sqlite:
+            each = func.json_each(json.dumps(list(values))).table_valued("value")
+            return column.in_(select(each.c.value))
+        return column == any_(cast(bindparam(None, list(values)), ARRAY(column.type)))
+
+    def insert(self, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+        """The dialect's INSERT, which knows ON CONFLICT."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+
+_RETRY = "try again; if it fails again, run `knowstore db check`"
+_RESTORE = "restore the file from a backup, or move it away and ingest again"
+_SQLITE_FIXES = {
+    "not a database": _RESTORE,
+    "malformed": _RESTORE,
+    "unable to open": "check that the folder exists, that the path is a file, and that you may read and write it",
+    "readonly": "make the file and its folder writable",
+    "full": "free some disk space, then try again",
+}
+
+
+def _parse(reference: str | Path) -> URL:
+    """A checked URL; parse errors are not chained because they may quote a part of the password."""
+    if isinstance(reference, Path):
+        return URL.create("sqlite", database=str(reference.resolve()))
+    try:
+        url = make_url(reference)
+    except (ArgumentError, ValueError):
+        raise _bad_url("the catalog's URL cannot be read") from None
+    match url.drivername:
+        case "postgresql" | "postgres" | "postgresql+psycopg":
+            if "@" in f"{url.host}{url.database}":  # what follows an unencoded @ of the password
+                raise _bad_url("the catalog's URL has more than one @")
+            return url.set(drivername="postgresql+psycopg")
+        case "sqlite" | "sqlite+pysqlite":
+            if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+                raise _bad_url("the catalog's URL names no file, and other processes must be able to open it")
+            if url.query:
+                raise _bad_url(f"the catalog's URL has options that SQLite does not take: {', '.join(url.query)}")
+            return url.set(drivername="sqlite", database=str(Path(url.database).resolve()))
+        case other:
+            raise _bad_url(f"the catalog's URL names the database {other!r}")
+
+
+def _bad_url(what: str) -> ConfigError:
+    return ConfigError(
+        what,
+        kept="nothing was opened",
+        fix="use `sqlite:///path/to/catalog.db` or `postgresql://user:password@host/database`, "
+        "with special characters of the password percent-encoded",
+    )

@@ -1,0 +1,284 @@
+"""Experts: the tensors of Eq. 2, and K of them combined for a batch of questions (Eq. 6).
+
+Symbols: B questions, T tokens, D LLM width, R rank, K experts. Two forms of one equation:
+
+    factors   E(x) = ReLU(x up1 up2) dw1 dw2    up1 (D, R), up2 (R, D), dw1 (D, R), dw2 (R, D): Eq. 2 as it stands
+    neurons   E(x) = ReLU(x up) down            up (D, R), down (R, D): Eq. 2 with up2 and dw1 selecting the rank,
+                                                so that the ReLU acts on R neurons instead of D
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, relu
+
+from knowstore.errors import ExpertShapeError
+
+Form = Literal["neurons", "factors"]
+_NAMES: dict[Form, tuple[str, ...]] = {"neurons": ("up", "down"), "factors": ("up1", "up2", "dw1", "dw2")}
+
+
+def _shape_error(what: str) -> ExpertShapeError:
+    return ExpertShapeError(what, kept="nothing was mounted", fix="use experts that one hypernetwork generated")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The four matrices of Eq. 2: `up1` (D, R), `up2` (R, D), `dw1` (D, R), `dw2` (R, D)."""
+
+    up1: Tensor
+    up2: Tensor
+    dw1: Tensor
+    dw2: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Factors:
+        return Factors(*(part.to(device, dtype) for part in (self.up1, self.up2, self.dw1, self.dw2)))
+
+    def output(self, x: Tensor) -> Tensor:
+        """Eq. 2 for `x` (..., D)."""
+        hidden: Tensor = relu(x @ self.up1 @ self.up2)  # (..., D)
+        return hidden @ self.dw1 @ self.dw2
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The expert of one passage.
+
+    Args:
+        form: `neurons` with tensors `up` (D, R) and `down` (R, D), or `factors` with `up1` (D, R),
+            `up2` (R, D), `dw1` (D, R), `dw2` (R, D).
+        tensors: by the names above.
+        segment_ranks: how many of the R neurons belong to each segment (sentence) of the passage, in
+            order; they sum to R. One entry when the expert has no segments.
+
+    Raises:
+        ExpertShapeError: names or shapes that do not fit together.
+    """
+
+    form: Form
+    tensors: dict[str, Tensor]
+    segment_ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        names = _NAMES[self.form]
+        if tuple(sorted(self.tensors)) != tuple(sorted(names)):
+            raise _shape_error(f"an expert of form {self.form} has tensors {sorted(self.tensors)}, expected {names}")
+        width, rank = self.width, self.rank
+        for position, name in enumerate(names):
+            expected = (width, rank) if position % 2 == 0 else (rank, width)
+            found = tuple(self.tensors[name].shape)
+            if self.form == "factors" and name in ("up2", "dw1"):
+                expected = (rank, width) if name == "up2" else (width, rank)
+            if found != expected:
+                raise _shape_error(f"expert tensor {name} has shape {found}, expected {expected}")
+        if sum(self.segment_ranks) != rank or min(self.segment_ranks, default=0) < 0:
+            raise _shape_error(f"segments of ranks {self.segment_ranks} do not add up to rank {rank}")
+
+    @property
+    def width(self) -> int:
+        return int(self.tensors[_NAMES[self.form][0]].shape[0])
+
+    @property
+    def rank(self) -> int:
+        return int(self.tensors[_NAMES[self.form][0]].shape[1])
+
+    def factors(self) -> Factors:
+        """The expert as the four matrices of Eq. 2, whatever its form.
+
+        Raises:
+            ExpertShapeError: an expert of more neurons than the inner width D of Eq. 2.
+        """
+        if self.form == "factors":
+            return Factors(*(self.tensors[name] for name in _NAMES["factors"]))
+        up, down = self.tensors["up"], self.tensors["down"]
+        if self.rank > self.width:
+            raise _shape_error(f"{self.rank} neurons do not fit the inner width {self.width} of Eq. 2")
+        select = torch.eye(self.rank, self.width, dtype=up.dtype, device=up.device)  # (R, D)
+        return Factors(up, select, select.T.contiguous(), down)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What is mounted for B questions: sum_k r_k E_k(x) plus the static expert, which no passage owns.
+
+    Args:
+        up, down: neurons of all experts of a question side by side, (B, D, N) and (B, N, D), padded with
+            zeros; None where the experts are factors.
+        neuron_weights: (B, N), the relevance r_k of the expert that a neuron belongs to.
+        factors: `up1` (B, K, D, R), `up2` (B, K, R, D), `dw1` (B, K, D, R), `dw2` (B, K, R, D).
+        factor_weights: (B, K).
+        static: trained once with the hypernetwork: how to answer, and no knowledge. Added as it is.
+        is_on: (B, 1, 1), 0 where the null option won: nothing is added for that question.
+        max_norm: bound on the norm of what all passages' experts add at a position; None adds Eq. 6 as it is.
+    """
+
+    up: Tensor | None = None
+    down: Tensor | None = None
+    neuron_weights: Tensor | None = None
+    factors: Factors | None = None
+    factor_weights: Tensor | None = None
+    static: Factors | None = None
+    is_on: Tensor | None = None
+    max_norm: float | None = None
+
+    @property
+    def n_questions(self) -> int:
+        """B, or 0 when only the static expert is mounted, which serves any number."""
+        first = self.up if self.up is not None else self.factor_weights
+        return 0 if first is None else int(first.shape[0])
+
+    @property
+    def width(self) -> int:
+        """D, or 0 when there is nothing to mount."""
+        if self.up is not None:
+            return int(self.up.shape[1])
+        some = self.factors.dw2 if self.factors is not None else self.static.dw2 if self.static is not None else None
+        return 0 if some is None else int(some.shape[-1])
+
+    def repeat(self, n: int) -> Experts:
+        """The same experts for every question's `n` beams or samples, in the order of `generate`."""
+        if n == 1:
+            return self
+
+        def each(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.repeat_interleave(n, 0)
+
+        factors = self.factors
+        if factors is not None:
+            parts = (factors.up1, factors.up2, factors.dw1, factors.dw2)
+            factors = Factors(*(part.repeat_interleave(n, 0) for part in parts))
+        return Experts(
+            up=each(self.up),
+            down=each(self.down),
+            neuron_weights=each(self.neuron_weights),
+            factors=factors,
+            factor_weights=each(self.factor_weights),
+            static=self.static,
+            is_on=each(self.is_on),
+            max_norm=self.max_norm,
+        )
+
+
+def expert_output(experts: Experts, x: Tensor) -> Tensor:
+    """The sum of Eq. 6 over all mounted experts as fused products; `x` and the result are (B, T, D)."""
+    total = None
+    if experts.up is not None and experts.down is not None and experts.neuron_weights is not None:
+        hidden: Tensor = relu(x @ experts.up) * experts.neuron_weights[:, None]  # (B, T, N)
+        total = hidden @ experts.down
+    if experts.factors is not None and experts.factor_weights is not None:
+        four = experts.factors
+        low = torch.einsum("btd,bkdr->bktr", x, four.up1)
+        inner = relu(low @ four.up2) @ four.dw1 * experts.factor_weights[:, :, None, None]  # (B, K, T, R)
+        summed = torch.einsum("bktr,bkrd->btd", inner, four.dw2)
+        total = summed if total is None else total + summed
+    if total is not None and experts.max_norm is not None:
+        norm = total.float().norm(dim=-1, keepdim=True)
+        total = total * (experts.max_norm / norm.clamp(min=experts.max_norm)).to(total.dtype)
+    if experts.static is not None:
+        static = experts.static.output(x)
+        total = static if total is None else total + static
+    if total is None:
+        return torch.zeros_like(x)
+    return total if experts.is_on is None else total * experts.is_on
+
+
+def _segment_weights(expert: Expert, weight: float, segments: Sequence[float] | None) -> Tensor:
+    """One weight per neuron, (R,): the passage's relevance, or its segments' shares of it."""
+    if segments is None:
+        return torch.full((expert.rank,), float(weight))
+    if len(segments) != len(expert.segment_ranks):
+        raise _shape_error(f"{len(segments)} segment weights for an expert of {len(expert.segment_ranks)} segments")
+    return torch.tensor(segments, dtype=torch.float32).repeat_interleave(torch.tensor(expert.segment_ranks))
+
+
+def combine(
+    questions: Sequence[Sequence[tuple[Expert, float, Sequence[float] | None]]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    static: Factors | None = None,
+    max_norm: float | None = None,
+) -> Experts:
+    """Put the experts of B questions side by side, so that one fused product serves them all (Eq. 6).
+
+    Args:
+        questions: for each question its experts, each with its relevance r_k and, to weigh its segments
+            one by one, a weight for each segment (their sum then stands for r_k). An empty list mounts
+            nothing for that question, not even the static expert.
+        static: mounted with weight 1 for every question that has experts.
+        max_norm: see `Experts`.
+
+    Raises:
+        ExpertShapeError: experts of several forms or widths, factors of several ranks, or segment
+            weights for factors.
+    """
+    flat = [item for question in questions for item in question]
+    forms = {expert.form for expert, _, _ in flat}
+    widths = {expert.width for expert, _, _ in flat}
+    if len(forms) > 1 or len(widths) > 1:
+        raise _shape_error(f"experts of forms {sorted(forms)} and widths {sorted(widths)} do not mount together")
+    is_on = None
+    if any(not question for question in questions):
+        is_on = torch.tensor([float(bool(q)) for q in questions], device=device, dtype=dtype)[:, None, None]
+    static = None if static is None else static.to(device, dtype)
+    if not flat:
+        return Experts(is_on=is_on, max_norm=max_norm)
+    if forms == {"factors"}:
+        factors, weights = _combine_factors(questions)
+        return Experts(
+            factors=factors.to(device, dtype),
+            factor_weights=weights.to(device, dtype),
+            static=static,
+            is_on=is_on,
+            max_norm=max_norm,
+        )
+    n = max(sum(expert.rank for expert, _, _ in question) for question in questions)
+    width = widths.pop()
+    ups, downs, neuron_weights = [], [], []
+    for question in questions:
+        up = torch.cat([torch.zeros(width, 0), *(e.tensors["up"].float() for e, _, _ in question)], 1)
+        down = torch.cat([torch.zeros(0, width), *(e.tensors["down"].float() for e, _, _ in question)], 0)
+        weight = torch.cat([torch.zeros(0), *(_segment_weights(*item) for item in question)])
+        missing = n - up.shape[1]
+        ups.append(pad(up, (0, missing)))
+        downs.append(pad(down, (0, 0, 0, missing)))
+        neuron_weights.append(pad(weight, (0, missing)))
+    return Experts(
+        up=torch.stack(ups).to(device, dtype),
+        down=torch.stack(downs).to(device, dtype),
+        neuron_weights=torch.stack(neuron_weights).to(device, dtype),
+        static=static,
+        is_on=is_on,
+        max_norm=max_norm,
+    )
+
+
+def _combine_factors(
+    questions: Sequence[Sequence[tuple[Expert, float, Sequence[float] | None]]],
+) -> tuple[Factors, Tensor]:
+    experts = [expert for question in questions for expert, _, _ in question]
+    if len({expert.rank for expert in experts}) > 1:
+        raise _shape_error("factors of several ranks do not mount together")
+    k = max(len(question) for question in questions)
+    zero = {name: torch.zeros_like(tensor) for name, tensor in experts[0].tensors.items()}
+    parts = {
+        name: torch.stack(
+            [
+                torch.stack([e.tensors[name] for e, _, _ in question] + [zero[name]] * (k - len(question)))
+                for question in questions
+            ]
+        )
+        for name in _NAMES["factors"]
+    }
+    weights = torch.zeros(len(questions), k)
+    for b, question in enumerate(questions):
+        for position, (_, weight, segments) in enumerate(question):
+            if segments is not None and len(segments) > 1:
+                raise _shape_error("factors have one weight each, not one a segment")
+            weights[b, position] = weight
+    return Factors(parts["up1"], parts["up2"], parts["dw1"], parts["dw2"]), weights

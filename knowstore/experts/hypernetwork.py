@@ -1,0 +1,136 @@
+"""The interface of hypernetworks: a passage goes in, its expert comes out; saved without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from knowstore.errors import HypernetworkError
+from knowstore.experts.expert import Expert, Factors
+from knowstore.experts.llm import FrozenLLM
+
+_WEIGHTS, _CONFIG = "hypernetwork.safetensors", "hypernetwork.json"
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PassageInput:
+    """A passage as hypernetworks take it: `spans` are the character spans of its sentences in `text`."""
+
+    title: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What the last linear map of a hypernetwork needs to make an expert of: named arrays on the CPU."""
+
+    tensors: dict[str, Tensor]
+    segment_ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HypernetworkConfig:
+    """What every kind has: `width` is the LLM's D, `layer` the 0-based block that its experts are for,
+    `trained_steps` 0 for a hypernetwork that nobody trained, `max_norm` the bound on what its experts
+    add at a position (None: no bound), `notes` how it was made, for `knowstore models list`."""
+
+    kind: ClassVar[str]
+    width: int
+    layer: int = 12
+    trained_steps: int = 0
+    max_norm: float | None = None
+    notes: str = ""
+
+
+class Hypernetwork(nn.Module, ABC):
+    """Generates experts; `encode` then `materialise`, so that a bank may keep what stands between them."""
+
+    config: HypernetworkConfig
+
+    @property
+    @abstractmethod
+    def static(self) -> Factors | None:
+        """The expert that every question gets and no passage owns: how to answer, and no knowledge."""
+
+    @abstractmethod
+    def encode(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> list[Latent]:
+        """Run everything but the last linear map, without gradients; one latent for each passage."""
+
+    @abstractmethod
+    def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
+        """The last map: the expert is a linear function of the latent; float32 on the CPU."""
+
+    def generate(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> list[Expert]:
+        """The experts of a batch of passages, in order."""
+        return self.materialise(llm, self.encode(llm, passages))
+
+    def fingerprint(self) -> str:
+        """Digest of kind, config and weights, 16 hex digits: experts of another one never mix with its."""
+        digest = hashlib.sha256(json.dumps(_described(self), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write `hypernetwork.safetensors` and `hypernetwork.json`; floating weights are stored in `dtype`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        (folder / _WEIGHTS).write_bytes(save(tensors))
+        (folder / _CONFIG).write_text(json.dumps(_described(self), indent=2) + "\n", "utf-8")
+
+
+def _described(hypernetwork: Hypernetwork) -> dict[str, Any]:
+    return {"kind": hypernetwork.config.kind, **asdict(hypernetwork.config)}
+
+
+def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
+    """Read a hypernetwork that `save` wrote; its weights are float32 whatever they were stored in.
+
+    Raises:
+        HypernetworkError: files missing or damaged, an unknown kind, or weights that do not fit the config.
+    """
+    from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
+    from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
+
+    def broken(why: str) -> HypernetworkError:
+        return HypernetworkError(
+            f"{folder} holds no hypernetwork that can be read: {why}",
+            kept="nothing was loaded",
+            fix="give a folder that `knowstore train hypernetwork` wrote",
+        )
+
+    try:
+        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
+            raise broken(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
+        described = json.loads((folder / _CONFIG).read_text("utf-8"))
+        kind = described.pop("kind")
+        if kind == "pooled":
+            hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
+        elif kind == "tokens":
+            hypernetwork = TokensHypernetwork(TokensConfig(**described))
+        else:
+            raise broken(f"its kind is {kind!r}, known are 'pooled' and 'tokens'")
+        weights = load_file(folder / _WEIGHTS)
+        floats = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
+        if not all(bool(t.isfinite().all()) for t in floats.values() if t.is_floating_point()):
+            raise broken("its weights are not finite")
+        hypernetwork.load_state_dict(floats)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise broken(str(error)) from error
+    return hypernetwork.eval().requires_grad_(False).to(torch.device(device))

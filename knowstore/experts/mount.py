@@ -1,0 +1,118 @@
+"""Mounting: add experts beside one FFN of a frozen model for the time of a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from knowstore.errors import MountError
+from knowstore.experts.expert import Experts, expert_output
+from knowstore.experts.llm import ffn
+
+_mounted_here: ContextVar[frozenset[int]] = ContextVar("knowstore_mounted_here", default=frozenset())
+
+
+@contextmanager
+def mount(
+    model: PreTrainedModel, experts: Experts, layer: int = 12, *, starts: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Add the weighted experts' output to one FFN of a frozen model (Eq. 3 and 6).
+
+    `model.generate` works inside with all its options; beams and several samples of a question share its
+    experts. The experts act in the thread (or asyncio task) that entered the block and in no other, so
+    threads that share a model can each mount their own. Blocks nest: outputs add up.
+
+    Args:
+        model: causal LM of hidden width D.
+        experts: for B questions, B being the batch that the model is called with; see `combine`.
+        layer: 0-based decoder block, so 12 is the thirteenth.
+        starts: for each of the B questions the position, counted with left padding, from which its experts
+            act; passages that stand before the question in the prompt are then read without them. None
+            lets the experts act everywhere.
+
+    Yields: nothing; the model is changed in place until the block ends, then exactly what it was.
+
+    Raises:
+        MountError: no such block, the experts' D is not the model's, or as many `starts` as questions are
+            missing; nothing was mounted. Also when the model is called with a batch that is no multiple of B.
+    """
+    first, last = ffn(model, layer)
+    width = int(model.get_input_embeddings().weight.shape[1])
+    if experts.width not in (0, width):
+        raise MountError(
+            f"experts of width {experts.width} on a model of width {width}",
+            kept="nothing was mounted",
+            fix="mount experts that were generated for this model",
+        )
+    if starts is not None and experts.n_questions not in (0, len(starts)):
+        raise MountError(
+            f"{len(starts)} start positions for the experts of {experts.n_questions} questions",
+            kept="nothing was mounted",
+            fix="give one start position for each question",
+        )
+    hooks = _Hooks(experts, None if starts is None else torch.tensor(list(starts)))
+    handles = [
+        first.register_forward_pre_hook(hooks.take_input, with_kwargs=True),
+        last.register_forward_hook(hooks.add_output),
+    ]
+    if starts is not None:
+        handles.append(model.base_model.register_forward_pre_hook(hooks.take_offset, with_kwargs=True))
+    token = _mounted_here.set(_mounted_here.get() | {id(hooks)})
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        _mounted_here.reset(token)
+
+
+class _Hooks:
+    def __init__(self, experts: Experts, starts: Tensor | None) -> None:
+        self.experts, self.starts = experts, starts
+        self.x: Tensor | None = None
+        self.offset = 0
+
+    @property
+    def is_here(self) -> bool:
+        return id(self) in _mounted_here.get()
+
+    def take_offset(self, _model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_here:
+            past = kwargs.get("past_key_values")
+            self.offset = 0 if past is None else int(past.get_seq_length())
+
+    def take_input(self, _ffn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_here:
+            self.x = args[0] if args else kwargs["hidden_states"]
+
+    def add_output(self, _ffn: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if not self.is_here or self.x is None:
+            return None
+        x, self.x = self.x, None
+        main = output[0] if isinstance(output, tuple) else output
+        added = self.added(x).reshape(main.shape).to(main.dtype)
+        return (main + added, *output[1:]) if isinstance(output, tuple) else main + added
+
+    def added(self, x: Tensor) -> Tensor:
+        n = self.experts.n_questions
+        if x.dim() == 2:  # blocks that flatten their tokens
+            x = x.reshape(max(n, 1), -1, x.shape[-1])
+        if n and x.shape[0] % n:
+            raise MountError(
+                f"the model was called with {x.shape[0]} sequences, experts are mounted for {n} questions",
+                kept="the model's weights are as they were",
+                fix="call it with one sequence, or a fixed number of beams or samples, for each question",
+            )
+        n_copies = x.shape[0] // n if n else 1
+        out = expert_output(self.experts.repeat(n_copies), x)
+        if self.starts is None:
+            return out
+        starts = self.starts.to(x.device).repeat_interleave(x.shape[0] // len(self.starts))
+        positions = torch.arange(self.offset, self.offset + x.shape[1], device=x.device)
+        return out * (positions[None] >= starts[:, None])[..., None]

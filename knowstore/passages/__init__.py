@@ -1,0 +1,7 @@
+"""The passages table: texts, their vectors and from which edit batch to which they are visible."""
+
+from knowstore.passages.faiss_index import FaissIndex
+from knowstore.passages.rows import Candidate, PassageRow, StoredRow
+from knowstore.passages.table import PassageTable
+
+__all__ = ["Candidate", "FaissIndex", "PassageRow", "PassageTable", "StoredRow"]

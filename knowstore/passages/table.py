@@ -1,0 +1,488 @@
+"""The passages table in LanceDB.
+
+Every row says from which edit batch (`live_from`) to which (`live_to`) it is visible. A reader gives
+the latest edit batch that the catalog has committed and sees the rows of that snapshot; rows and
+removals of a batch that is still staged carry a higher id and stay invisible, so one commit in the
+catalog makes all of them visible, and `discard` takes them back.
+
+One process writes at a time; the caller holds the lock. Readers never wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from itertools import islice
+from math import isqrt
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.index import FTS, BTree, IvfFlat
+from lancedb.query import FullTextOperator, MultiMatchQuery
+from lancedb.table import LanceTable
+
+from knowstore.config import Filters
+from knowstore.errors import PassageError
+from knowstore.passages.filters import is_in, where
+from knowstore.passages.rows import (
+    LIVE,
+    Candidate,
+    Floats,
+    PassageRow,
+    StoredRow,
+    make_schema,
+    to_arrow,
+    to_candidate,
+    to_stored,
+)
+
+_NAME = "passages"
+_TEXT_COLUMNS = ["text", "title"]
+_CANDIDATE_COLUMNS = ["id", "text", "title", "source", "date", "vector", "segments", "segment_vectors", "live_from"]
+_TIE = 1e-5  # scores this close may be ordered either way by LanceDB, which computes in float32
+_LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
+_CHUNK = 2_000  # ids in one condition
+_READ_ROWS = 1_024  # rows in memory while the whole table is read
+_RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
+_MIN_POOL = 50  # ranks of each list that hybrid search fuses
+_ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
+_PROBES = 32  # partitions of an ANN index that a query visits
+
+_T = TypeVar("_T")
+
+
+class PassageTable:
+    """Passages of one store: write, remove, look up and search them.
+
+    In every method `at` is the latest committed edit batch of the snapshot to read; None means
+    every stored row, whether staged, live or removed.
+    """
+
+    ann_rows = 100_000
+    """From this many rows on, `optimize` keeps an approximate (IVF) index; below, search is exact."""
+
+    def __init__(self, table: LanceTable) -> None:
+        self._table = table
+
+    @classmethod
+    def open(cls, uri: str, *, dim: int | None = None, create: bool = False) -> Self:
+        """Open the table in a folder or at an object store's URI.
+
+        Args:
+            uri: where LanceDB keeps its tables.
+            dim: embedding width E; needed to create the table, checked against it otherwise.
+            create: make the table when there is none.
+
+        Raises:
+            PassageError: no table, one that cannot be read, or one of another embedding width.
+        """
+        try:
+            if not create and "://" not in uri and not Path(uri).is_dir():
+                raise _absent(uri)
+            connection = lancedb.connect(uri)
+            if _NAME not in connection.list_tables().tables:
+                if not create or dim is None:
+                    raise _absent(uri)
+                return cls(_create(connection, dim))
+            table = cast(LanceTable, connection.open_table(_NAME))
+            found = table.schema.field("vector").type.list_size
+        except (*_LANCE_ERRORS, KeyError) as error:
+            raise PassageError(
+                f"the passages table in {uri} cannot be read: {error}",
+                kept="the files are as they were",
+                fix="restore the folder from a backup, or ingest again into a new store",
+            ) from error
+        if dim is not None and dim != found:
+            raise PassageError(
+                f"the passages table in {uri} holds embeddings of width {found}, the retriever makes {dim}",
+                kept="the table is as it was",
+                fix="use the retriever that the store was made with, or ingest again into a new store",
+            )
+        return cls(table)
+
+    @property
+    def dim(self) -> int:
+        """Embedding width E."""
+        return int(self._table.schema.field("vector").type.list_size)
+
+    @property
+    def version(self) -> int:
+        """LanceDB's version of the table that this object reads."""
+        return int(self._table.version)
+
+    def refresh(self) -> None:
+        """See what other processes have written since.
+
+        Raises:
+            PassageError: the table cannot be read any more.
+        """
+        self._read(LanceTable.checkout_latest)
+
+    # writing
+
+    def add(self, rows: Sequence[PassageRow], batch_id: int) -> int:
+        """Stage passages in an edit batch; an id that is stored already is revived instead.
+
+        Args:
+            rows: passages with their embeddings; of several with one id, the first counts.
+            batch_id: the staged edit batch.
+
+        Returns: how many rows are new.
+
+        Raises:
+            PassageError: a row that does not fit the table, or a failed write; nothing of this call is kept.
+        """
+        by_id: dict[str, PassageRow] = {}
+        for row in rows:
+            by_id.setdefault(row.passage.passage_id, row)
+        known = self.existing(by_id)
+        new = [row for passage_id, row in by_id.items() if passage_id not in known]
+        if new:
+            with self._writing() as table:
+                table.add(to_arrow(new, batch_id, table.schema))
+        self.revive(known, batch_id)
+        return len(new)
+
+    def revive(self, ids: Collection[str], batch_id: int) -> int:
+        """Stage the return of removed passages; what the same batch removed is simply kept.
+
+        Returns: how many rows changed; one that is live stays as it is.
+        """
+        kept = self._update(ids, f"live_to = {int(batch_id)} AND live_from < {int(batch_id)}", {"live_to": LIVE})
+        return kept + self._update(ids, f"live_to < {LIVE}", {"live_from": int(batch_id), "live_to": LIVE})
+
+    def retire(self, ids: Collection[str], batch_id: int) -> int:
+        """Stage the removal of passages; their rows stay until `purge`.
+
+        Returns: how many rows changed; one that is removed already stays as it is.
+        """
+        return self._update(ids, f"live_to = {LIVE}", {"live_to": int(batch_id)})
+
+    def set_source(self, passage_id: str, source: str) -> int:
+        """Say where a passage came from, at once and in every snapshot; returns how many rows changed."""
+        return self._update([passage_id], None, {"source": source})
+
+    def discard(self, batch_id: int, keep: Collection[str] = frozenset()) -> None:
+        """Take back everything that a staged edit batch did here; doing it twice changes nothing more.
+
+        Args:
+            batch_id: the batch; it must not be committed.
+            keep: ids that were stored, removed, before the batch revived them; they go back to removed
+                and are not deleted.
+        """
+        batch_id = int(batch_id)
+        self._update(keep, f"live_from = {batch_id}", {"live_from": 0, "live_to": 0})
+        with self._writing() as table:
+            table.delete(f"live_from = {batch_id}")
+            table.update(where=f"live_to = {batch_id} AND live_from < {batch_id}", values={"live_to": LIVE})
+
+    def purge(self, ids: Collection[str]) -> None:
+        """Delete rows so that no file holds anything of them any more.
+
+        Every remaining row is written again, indexes are built anew, and all older versions are
+        deleted. Readers in other processes go on with the version that is left. Interrupted, it can be
+        run again with the same ids.
+
+        Raises:
+            PassageError: a write failed, or an older version could not be deleted.
+        """
+        purged = pa.array(list(ids), pa.string())
+        with self._writing() as table:
+            batches = _scan(table, None, None).to_batches(_READ_ROWS)
+            # a deleted row stays in its file until compaction finds enough of them there, so write a new table
+            kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), purged))) for batch in batches)
+            table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+            self._build_indexes(rebuild=True)
+            _delete_history(table)
+
+    def optimize(self, *, retrain: bool = False) -> None:
+        """Merge small files and bring the indexes up to date.
+
+        Args:
+            retrain: build every index anew, also the approximate one, whose partitions are otherwise
+                those of the time it was made.
+        """
+        with self._writing() as table:
+            self._build_indexes(rebuild=retrain)
+            table.optimize()
+
+    def _build_indexes(self, *, rebuild: bool) -> None:
+        present = {column for index in self._table.list_indices() for column in index.columns}
+        n_rows = self._table.count_rows()
+        wanted: dict[str, FTS | BTree | IvfFlat] = {column: _full_text() for column in _TEXT_COLUMNS}
+        if n_rows >= _ID_INDEX_ROWS:
+            wanted["id"] = BTree()
+        if n_rows >= self.ann_rows:
+            wanted["vector"] = IvfFlat(distance_type="dot", num_partitions=isqrt(n_rows))
+        for column, config in wanted.items():
+            if rebuild or column not in present:
+                self._table.create_index(column, config=config)
+
+    def _update(self, ids: Iterable[str], condition: str | None, values: Mapping[str, object]) -> int:
+        n_changed = 0
+        for chunk in _chunks(ids):
+            predicate = " AND ".join(filter(None, (is_in("id", chunk), condition)))
+            with self._writing() as table:
+                n_changed += table.update(where=predicate, values=dict(values)).rows_updated
+        return n_changed
+
+    # reading
+
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Those of `ids` that are stored, in whatever state."""
+        return {row["id"] for chunk in _chunks(ids) for row in self._select(is_in("id", chunk), ["id"]).to_pylist()}
+
+    def staged_ids(self, batch_id: int) -> set[str]:
+        """Passages that an edit batch added or revived."""
+        return set(self._select(f"live_from = {int(batch_id)}", ["id"])["id"].to_pylist())
+
+    def get(self, ids: Sequence[str], *, at: int | None) -> list[StoredRow]:
+        """Rows by id in one read, in the order of `ids`; what is missing or not visible is left out."""
+        if not ids:
+            return []
+        condition = _all_of(is_in("id", set(ids)), where(at))
+        by_id = {row["id"]: to_stored(row) for row in self._select(condition).to_pylist()}
+        return [by_id[passage_id] for passage_id in ids if passage_id in by_id]
+
+    def count(self, at: int | None) -> int:
+        """Number of rows that are visible."""
+        return int(self._read(lambda table: table.count_rows(where(at))))
+
+    def size_bytes(self) -> int:
+        """Bytes of the table's data and indexes in its current version."""
+        return int(self._read(LanceTable.stats)["total_bytes"])  # type: ignore[index]  # a dict, not what it is typed as
+
+    def iter_rows(
+        self, at: int | None = None, columns: Sequence[str] | None = None, filters: Filters | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Visible rows as Arrow record batches, in the order they are stored.
+
+        Args:
+            at: the snapshot.
+            columns: names to read, all when None.
+            filters: what must match as well.
+        """
+        batches = self._read(lambda table: _scan(table, where(at, filters), columns).to_batches(_READ_ROWS))
+        try:
+            yield from batches
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+
+    def candidates(
+        self, ids: Collection[str], vector: Floats, *, at: int | None, filters: Filters | None = None
+    ) -> list[Candidate]:
+        """Those of `ids` that are visible and match, ordered by inner product with `vector` (E,)."""
+        if not ids:
+            return []
+        query = self._checked(vector)
+        rows = self._select(_all_of(is_in("id", ids), where(at, filters))).to_pylist()
+        return _best([to_candidate(row, score, score) for row, score in zip(rows, _dot(rows, query), strict=True)])
+
+    def search_vector(
+        self, vector: Floats, n: int, *, at: int | None, filters: Filters | None = None
+    ) -> list[Candidate]:
+        """The `n` visible passages with the highest inner product with `vector` (Eq. 7), equal ones by id.
+
+        Exact until `optimize` has built an approximate index.
+
+        Args:
+            vector: the question's embedding, (E,).
+            n: how many at most.
+            at: the snapshot.
+            filters: what must match as well; fewer than `n` come back only when fewer match.
+
+        Raises:
+            PassageError: a vector that is not finite or not (E,), or a table that cannot be read.
+            FilterError: a filter that cannot be read.
+        """
+        query, condition = self._checked(vector), where(at, filters)
+
+        def fetch(limit: int) -> list[Candidate]:
+            rows = self._read(lambda table: _nearest(table, query, condition, limit)).to_pylist()
+            return _best([to_candidate(row, score, score) for row, score in zip(rows, _dot(rows, query), strict=True)])
+
+        return _first(fetch, n)
+
+    def search_text(
+        self, question: str, n: int, *, at: int | None, filters: Filters | None = None, vector: Floats | None = None
+    ) -> list[Candidate]:
+        """The `n` visible passages whose text or title matches best by BM25, equal ones by id.
+
+        Args:
+            question: any text; none of it is read as query syntax.
+            n: how many at most.
+            at: the snapshot.
+            filters: what must match as well.
+            vector: the question's embedding, (E,), for `vector_score`, which is 0 without it.
+
+        Raises:
+            PassageError: as for `search_vector`.
+            FilterError: a filter that cannot be read.
+        """
+        query = np.zeros(self.dim, np.float32) if vector is None else self._checked(vector)
+        words = MultiMatchQuery(
+            question.encode("utf-8", "replace").decode(), _TEXT_COLUMNS, boosts=None, operator=FullTextOperator.OR
+        )
+        condition = where(at, filters)
+
+        def fetch(limit: int) -> list[Candidate]:
+            rows = self._read(lambda table: _matching(table, words, condition, limit)).to_pylist()
+            scored = zip(rows, _dot(rows, query), strict=True)
+            return _best([to_candidate(row, row["_score"], vector_score) for row, vector_score in scored])
+
+        return _first(fetch, n)
+
+    def search_hybrid(
+        self, vector: Floats, question: str, n: int, *, at: int | None, filters: Filters | None = None
+    ) -> list[Candidate]:
+        """Vector and text search fused by reciprocal rank, sum of 1 / (60 + rank); equal ones by id.
+
+        Arguments and errors are those of `search_vector` and `search_text`.
+        """
+        pool = max(n, _MIN_POOL)
+        found: dict[str, Candidate] = {}
+        scores: dict[str, float] = {}
+        by_vector = self.search_vector(vector, pool, at=at, filters=filters)
+        by_text = self.search_text(question, pool, at=at, filters=filters, vector=vector)
+        for ranking in (by_vector, by_text):
+            for rank, candidate in enumerate(ranking, start=1):
+                found[candidate.id] = candidate
+                scores[candidate.id] = scores.get(candidate.id, 0.0) + 1 / (_RANK_OFFSET + rank)
+        return _best([replace(found[passage_id], score=score) for passage_id, score in scores.items()])[:n]
+
+    # LanceDB
+
+    def _checked(self, vector: Floats) -> Floats:
+        query = np.asarray(vector, np.float32)
+        if query.shape != (self.dim,) or not np.isfinite(query).all():
+            raise PassageError(
+                f"the question's vector is {query.shape}, expected finite numbers of shape ({self.dim},)",
+                kept="the table is as it was",
+                fix="embed the question with the retriever that the store was made with",
+            )
+        return query
+
+    def _select(self, condition: str | None, columns: Sequence[str] | None = None) -> pa.Table:
+        return self._read(lambda table: _scan(table, condition, columns).to_arrow())
+
+    def _read(self, query: Callable[[LanceTable], _T]) -> _T:
+        try:
+            return query(self._table)
+        except _LANCE_ERRORS as error:
+            first_error, version = error, self._table.version
+        try:  # a purge elsewhere deletes the files of the version that this object reads
+            self._table.checkout_latest()  # type: ignore[no-untyped-call]
+            if self._table.version == version:
+                raise first_error
+            return query(self._table)
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[LanceTable]:
+        try:
+            yield self._table
+        except _LANCE_ERRORS as error:
+            raise PassageError(
+                f"the passages table could not be written: {error}",
+                kept="rows that were written before; those of a staged edit batch stay invisible",
+                fix="look for a full disk or missing permissions and run the command again",
+            ) from error
+
+
+def _absent(uri: str) -> PassageError:
+    return PassageError(
+        f"there is no passages table in {uri}",
+        kept="nothing was made",
+        fix="name the folder of an existing store, or ingest something to begin a new one",
+    )
+
+
+def _create(connection: lancedb.DBConnection, dim: int) -> LanceTable:
+    table = cast(LanceTable, connection.create_table(_NAME, schema=make_schema(dim)))
+    table.set_unenforced_primary_key("id")
+    for column in _TEXT_COLUMNS:
+        table.create_index(column, config=_full_text())
+    return table
+
+
+def _full_text() -> FTS:
+    # ICU finds words in every script, also where no blanks are set; its stop words are those of all
+    # languages at once, "city" (stemmed) among them, so they stay in and BM25 weighs them down
+    return FTS(base_tokenizer="icu", remove_stop_words=False)
+
+
+def _delete_history(table: LanceTable) -> None:
+    for _ in range(5):  # the first call may itself write a version, by merging files or updating an index
+        time.sleep(0.005)  # versions as young as the limit below are kept
+        table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+        if len(table.list_versions()) == 1:
+            return
+    raise PassageError(
+        f"the passages table still has {len(table.list_versions())} versions, and older ones may hold purged text",
+        kept="every passage that was not purged",
+        fix="end other programs that use this store and purge again",
+    )
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(ids)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
+
+
+def _all_of(*conditions: str | None) -> str | None:
+    return " AND ".join(filter(None, conditions)) or None
+
+
+def _scan(table: LanceTable, condition: str | None, columns: Sequence[str] | None) -> Any:
+    query = table.search() if condition is None else table.search().where(condition)
+    return query if columns is None else query.select(list(columns))
+
+
+def _nearest(table: LanceTable, vector: Floats, condition: str | None, limit: int) -> pa.Table:
+    query = table.search(vector, "vector").distance_type("dot").nprobes(_PROBES)
+    query = query if condition is None else query.where(condition, prefilter=True)
+    return query.select([*_CANDIDATE_COLUMNS, "_distance"]).limit(limit).to_arrow()
+
+
+def _matching(table: LanceTable, words: MultiMatchQuery, condition: str | None, limit: int) -> pa.Table:
+    query = table.search(words, query_type="fts")
+    query = query if condition is None else query.where(condition, prefilter=True)
+    return query.select([*_CANDIDATE_COLUMNS, "_score"]).limit(limit).to_arrow()
+
+
+def _dot(rows: Sequence[Mapping[str, Any]], query: Floats) -> list[float]:
+    """Inner products, each summed in one order, so that a row's score does not depend on its neighbours."""
+    return [float((np.asarray(row["vector"], np.float64) * query).sum()) for row in rows]
+
+
+def _best(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: (-candidate.score, candidate.id))
+
+
+def _first(fetch: Callable[[int], list[Candidate]], n: int) -> list[Candidate]:
+    """The best `n`; more are fetched while ties leave open which of equal candidates are among them."""
+    if n < 1:
+        return []
+    limit = n + 1
+    while True:
+        candidates = fetch(limit)
+        if len(candidates) < limit or candidates[n - 1].score - candidates[-1].score > _TIE:
+            return candidates[:n]
+        limit *= 4
+
+
+def _unreadable(error: Exception) -> PassageError:
+    return PassageError(
+        f"the passages table could not be read: {error}",
+        kept="the files are as they were",
+        fix="run `knowstore verify`; restore the folder from a backup when the table is damaged",
+    )

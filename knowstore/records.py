@@ -1,0 +1,170 @@
+"""Frozen records that cross the parts of knowstore; standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+Mode = Literal["experts", "rag", "hybrid"]
+BatchKind = Literal["ingest", "add", "remove", "replace", "rollback", "import"]
+BatchState = Literal["staged", "live", "discarded"]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One retrievable text.
+
+    Args:
+        text: the passage, about 100 words; never empty.
+        title: carried along with every passage of a document; may be empty.
+        source: where it came from (a path, a URL, a name); a later ingest of the same source
+            supersedes the passages that are no longer in it.
+        date: ISO 8601 date of the content, empty when unknown.
+    """
+
+    text: str
+    title: str = ""
+    source: str = ""
+    date: str = ""
+
+    @cached_property
+    def passage_id(self) -> str:
+        """Content hash of title and text after unicode NFC and blank folding, 32 hex digits."""
+        parts = (" ".join(unicodedata.normalize("NFC", part).split()) for part in (self.title, self.text))
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class SourceFailure:
+    """An input that could not be read, and why."""
+
+    source: str
+    error: str
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """One unit of change, as the catalog records it.
+
+    `n_added`, `n_removed` count passages that became live or stopped being live; `n_superseded`
+    is the part of `n_removed` that a newer version of the same source replaced.
+    """
+
+    id: int
+    kind: BatchKind
+    state: BatchState
+    created_at: datetime
+    committed_at: datetime | None = None
+    note: str = ""
+    n_added: int = 0
+    n_removed: int = 0
+    n_superseded: int = 0
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What one ingest did; `batch_id` is None when nothing changed."""
+
+    batch_id: int | None
+    passages_added: int
+    passages_unchanged: int
+    passages_superseded: int
+    failures: tuple[SourceFailure, ...]
+    seconds: float
+    seconds_in_models: float = 0.0
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    batch_id: int | None
+    removed: int
+    purged: bool
+
+
+@dataclass(frozen=True)
+class RollbackReport:
+    batch_id: int | None
+    restored: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class StoredPassage:
+    """A passage with what the catalog and the table know about it."""
+
+    passage: Passage
+    passage_id: str
+    batch_id: int
+    state: Literal["live", "removed"] = "live"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A retrieved passage; `retrieval_score` is the inner product of Eq. 7 (or the fused score of
+    hybrid search), `score` the reranker's, `segment_scores` the reranker's for each segment."""
+
+    passage_id: str
+    title: str
+    text: str
+    source: str
+    date: str
+    batch_id: int
+    retrieval_score: float
+    score: float = 0.0
+    segment_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class MountedExpert:
+    """An expert behind an answer; weights of one answer sum to 1 (Eq. 9)."""
+
+    passage_id: str
+    weight: float
+    score: float
+    batch_id: int
+    source: str
+    title: str
+    text: str
+    segment_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer with its provenance; `experts` is empty when the null option won."""
+
+    question: str
+    text: str
+    mode: Mode
+    experts: tuple[MountedExpert, ...]
+    hits: tuple[Hit, ...]
+    timings_s: dict[str, float] = field(default_factory=dict)
+    is_null: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stats:
+    passages: int
+    experts: int
+    batches: int
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something `verify` found: what it is, which rows, and how to mend it."""
+
+    kind: str
+    detail: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    clean: bool
+    problems: tuple[Problem, ...]
+    checked: dict[str, int] = field(default_factory=dict)

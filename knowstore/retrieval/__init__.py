@@ -1,0 +1,20 @@
+"""From a question to scored passages: the retriever's vectors, the rerankers' scores, relevance."""
+
+from knowstore.retrieval.cross_encoder import CrossEncoderReranker
+from knowstore.retrieval.flag import FlagReranker
+from knowstore.retrieval.late import LateReranker
+from knowstore.retrieval.loading import load_reranker
+from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance
+from knowstore.retrieval.retriever import Retriever
+
+__all__ = [
+    "CrossEncoderReranker",
+    "FlagReranker",
+    "LateReranker",
+    "RerankItem",
+    "RerankScore",
+    "Reranker",
+    "Retriever",
+    "load_reranker",
+    "relevance",
+]

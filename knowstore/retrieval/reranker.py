@@ -1,0 +1,89 @@
+"""What every reranker takes and gives, and relevance (Eq. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from knowstore.errors import RetrievalError
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class RerankItem:
+    """A candidate passage.
+
+    Args:
+        title, text: the passage.
+        spans: the (start, end) characters of its S sentences in `text`.
+        vector: its vector (E,), or None where it is not at hand.
+        segment_vectors: its sentences' vectors (S, E), or None.
+        retrieval_score: inner product with the question's vector (Eq. 7).
+    """
+
+    title: str
+    text: str
+    spans: Sequence[tuple[int, int]]
+    vector: Vectors | None = None
+    segment_vectors: Vectors | None = None
+    retrieval_score: float = 0.0
+
+
+@dataclass(frozen=True)
+class RerankScore:
+    """Logits of a passage and of its sentences.
+
+    The exponentials of `segment_scores` sum to that of `score`: a softmax over the sentences of several
+    passages gives each passage what a softmax over the passages would.
+    """
+
+    score: float
+    segment_scores: tuple[float, ...]
+
+
+class Reranker(Protocol):
+    """Gives candidates a finer score than retrieval did."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a score."""
+        ...
+
+    def score(
+        self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None
+    ) -> list[RerankScore]:
+        """Score N candidates, in the order given; `question_vector` (E,) is the retriever's, where used."""
+        ...
+
+
+def relevance(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
+    """r = softmax(scores / temperature), Eq. 9: non-negative, sums to 1; empty for no scores.
+
+    Raises:
+        RetrievalError: a score that is not finite, or a temperature that is not above 0.
+    """
+    if not scores:
+        return []
+    logits = np.asarray(scores, np.float64)
+    if not (np.isfinite(logits).all() and temperature > 0):
+        raise RetrievalError(
+            f"relevance of scores {list(scores)} at temperature {temperature} is undefined",
+            kept="nothing was mounted",
+            fix="use finite scores and a temperature above 0",
+        )
+    exponentials = np.exp((logits - logits.max()) / temperature)
+    return [float(weight) for weight in exponentials / exponentials.sum()]
+
+
+def share_among_segments(score: float, segment_logits: Sequence[float]) -> tuple[float, ...]:
+    """Shift the logits of a passage's sentences so that their exponentials sum to that of `score`."""
+    if not len(segment_logits):
+        return ()
+    logits = np.asarray(segment_logits, np.float64)
+    total = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+    return tuple(float(logit) for logit in logits - total + score)

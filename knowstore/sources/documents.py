@@ -1,0 +1,279 @@
+"""Documents: plain text, Markdown, HTML, PDF and Word files become a title and paragraphs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from markdown_it import MarkdownIt
+
+from knowstore.errors import SourceError
+from knowstore.records import SourceFailure
+from knowstore.sources.dates import iso_date
+from knowstore.sources.finding import Source
+from knowstore.sources.opening import decode, unreadable
+from knowstore.sources.splitting import fold
+
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup
+    from docx.document import Document as DocxDocument
+    from markdown_it.token import Token
+
+_FRONT_MATTER = re.compile(r"---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
+_FRONT_MATTER_ENTRY = re.compile(r"^(title|date)[^\S\n]*:[^\S\n]*(.+)$", re.MULTILINE | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+_BLANKS = re.compile(r"\s+")
+_WRAPPED_WORD = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
+_HTML_UNSEEN = {"script", "style", "nav", "noscript", "template", "svg", "head"}
+_HTML_BLOCKS = {
+    "address", "article", "aside", "blockquote", "caption", "dd", "div", "dl", "dt", "figcaption", "figure", "footer",
+    "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "ol", "p", "pre", "section", "table",
+    "tr", "ul",
+}  # fmt: skip
+_HTML_SPACED = {"br", "td", "th"}
+_HTML_DATES = ("article:published_time", "date", "dc.date", "dcterms.date", "datepublished")
+_PARAGRAPH = "\n\n"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its title, before it is split; paragraphs are separated by blank lines."""
+
+    text: str
+    title: str = ""
+    date: str = ""
+
+
+def title_of_name(source: Source) -> str:
+    """The file's stem with `-` and `_` as blanks; "" for stdin."""
+    if source.path is None:
+        return ""
+    name = (
+        source.path.name.removesuffix(source.path.suffix) if source.path.suffix.lower() == ".gz" else source.path.name
+    )
+    stem, dot, _ = name.rpartition(".")
+    return fold(re.sub(r"[-_]+", " ", stem if dot else name))
+
+
+def read_txt(data: bytes, source: Source) -> Document:
+    """Plain text; the title is the file's name."""
+    return Document(decode(data, source), title_of_name(source))
+
+
+def read_markdown(data: bytes, source: Source) -> Document:
+    """Markdown without its markup; the title is the front matter's, else the first heading.
+
+    Code and table rows stay as text, raw HTML loses its tags, links and images keep their words.
+    """
+    text = decode(data, source).replace("\r\n", "\n")
+    entries: dict[str, str] = {}
+    if match := _FRONT_MATTER.match(text):
+        found = _FRONT_MATTER_ENTRY.findall(match[1] or "")
+        entries = {key.lower(): value.strip().strip("\"'") for key, value in found}
+        text = text[match.end() :]
+    with _parsing(source, "Markdown"):
+        blocks = list(_markdown_blocks(MarkdownIt("commonmark").enable("table").parse(text)))
+    headings = [n for n, (is_heading, _) in enumerate(blocks) if is_heading]
+    title = entries.get("title", "")
+    if not title and headings:
+        title = blocks[headings[0]][1]
+        del blocks[headings[0]]
+    body = _PARAGRAPH.join(block for _, block in blocks)
+    return Document(body, title or title_of_name(source), iso_date(entries.get("date", "")))
+
+
+def _markdown_blocks(tokens: list[Token]) -> Iterator[tuple[bool, str]]:
+    """(whether it is a heading, its text) of each block that has text; a table row is one block."""
+    is_heading = False
+    row: list[str] | None = None
+    for token in tokens:
+        if token.type == "heading_open":
+            is_heading = True
+        elif token.type == "heading_close":
+            is_heading = False
+        elif token.type == "tr_open":
+            row = []
+        elif token.type == "tr_close" and row is not None:
+            yield False, " | ".join(row)
+            row = None
+        elif token.type == "inline" and row is not None:
+            row.append(_inline_text(token))
+        elif token.type == "inline":
+            yield is_heading, _inline_text(token)
+        elif token.type in ("fence", "code_block"):
+            yield False, token.content
+        elif token.type == "html_block":
+            yield False, _TAG.sub(" ", token.content)
+
+
+def _inline_text(token: Token) -> str:
+    parts = []
+    for child in token.children or []:
+        if child.type in ("softbreak", "hardbreak"):
+            parts.append("\n")
+        elif child.type == "image":
+            parts.append(_inline_text(child))
+        elif child.type in ("text", "code_inline", "text_special"):
+            parts.append(child.content)
+    return "".join(parts).strip()
+
+
+def read_html(data: bytes, source: Source) -> Document:
+    """HTML as a reader sees it, without navigation; the title is `<title>`, else the first `<h1>`."""
+    try:
+        from bs4 import BeautifulSoup
+        from bs4.dammit import EncodingDetector
+    except ImportError as error:
+        raise _missing_docs(source, "HTML") from error
+    text = decode(data, source, EncodingDetector.find_declared_encoding(data, is_html=True))
+    with _parsing(source, "HTML"):
+        soup = BeautifulSoup(text, "lxml")
+        heading = soup.title or soup.h1
+        title = fold(heading.get_text()) if heading else ""
+        date = _html_date(soup)
+        body = _html_text(soup)
+    return Document(body, title or title_of_name(source), date)
+
+
+def _html_date(soup: BeautifulSoup) -> str:
+    for meta in soup.find_all("meta"):
+        key = str(meta.get("property") or meta.get("name") or meta.get("itemprop") or "")
+        if key.lower() in _HTML_DATES and (date := iso_date(str(meta.get("content", "")))):
+            return date
+    return ""
+
+
+def _html_text(soup: BeautifulSoup) -> str:
+    """The visible text in one walk: blocks apart by blank lines, blanks inside them folded."""
+    from bs4.element import NavigableString, Tag
+
+    parts: list[str] = []
+    pending: list[object] = [soup]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Tag):
+            if node.name not in _HTML_UNSEEN:
+                edge = _PARAGRAPH if node.name in _HTML_BLOCKS else " " if node.name in _HTML_SPACED else ""
+                parts.append(edge)
+                pending.append(edge)
+                pending.extend(reversed(node.contents))
+        elif type(node) is NavigableString:
+            parts.append(_BLANKS.sub(" ", node))
+        elif type(node) is str:  # the edge after a tag; comments and the like are other kinds of str
+            parts.append(node)
+    return "".join(parts)
+
+
+def read_pdf(data: bytes, source: Source) -> Iterator[Document | SourceFailure]:
+    """The text of a PDF, page after page; the title is the metadata's, else the file's name.
+
+    Yields: a failure for each page that cannot be read, then the document.
+
+    Raises:
+        SourceError: not a PDF, encrypted with a password, or without any text (scanned pages).
+    """
+    try:
+        import pypdf
+        from pypdf.errors import DependencyError
+    except ImportError as error:
+        raise _missing_docs(source, "PDF") from error
+    failures, pages = [], []
+    with _parsing(source, "PDF"):
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        try:
+            is_locked = reader.is_encrypted and not reader.decrypt("")
+        except DependencyError:
+            is_locked = True
+        if is_locked:
+            raise unreadable(source, "the PDF is encrypted", "save it without a password")
+        for number, page in enumerate(reader.pages, start=1):
+            try:
+                pages.append(page.extract_text())
+            except Exception as error:  # whatever a parser raises on a malformed page
+                failures.append(SourceFailure(f"{source.name}#page{number}", f"the page cannot be read: {error!r}"))
+        title = fold(str((reader.metadata and reader.metadata.title) or ""))
+    yield from failures
+    text = _WRAPPED_WORD.sub("", "\n".join(pages))
+    if not failures and not text.strip():
+        raise unreadable(
+            source,
+            f"the PDF has no text in its {len(pages)} pages",
+            "run text recognition (OCR) on scanned pages first",
+        )
+    yield Document(text, title or title_of_name(source))
+
+
+def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
+    """The paragraphs and table rows of a Word file; the title is its property, else the first heading.
+
+    Raises:
+        SourceError: not a Word file, or more than `max_bytes` uncompressed.
+    """
+    try:
+        import docx
+    except ImportError as error:
+        raise _missing_docs(source, "Word") from error
+    with _parsing(source, "Word"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max_bytes:
+            raise unreadable(
+                source, f"holds {size:,} bytes uncompressed, more than the limit of {max_bytes:,}",
+                "split it, or raise max_file_bytes in SplitConfig",
+            )  # fmt: skip
+        document = docx.Document(io.BytesIO(data))
+        blocks = list(_docx_blocks(document))
+        title = fold(document.core_properties.title)
+    headings = [n for n, (is_heading, _) in enumerate(blocks) if is_heading]
+    if not title and headings:
+        title = fold(blocks[headings[0]][1])
+        del blocks[headings[0]]
+    return Document(_PARAGRAPH.join(block for _, block in blocks), title or title_of_name(source))
+
+
+def _docx_blocks(document: DocxDocument) -> Iterator[tuple[bool, str]]:
+    from docx.text.paragraph import Paragraph
+
+    for block in document.iter_inner_content():
+        if isinstance(block, Paragraph):
+            style = str(block.style.name) if block.style else ""
+            if block.text.strip():
+                yield style.startswith(("Heading", "Title")), block.text
+        else:
+            for row in block.rows:
+                cells = dict.fromkeys(cell.text.strip() for cell in row.cells)  # merged cells come repeatedly
+                yield False, " | ".join(filter(None, cells))
+
+
+def _missing_docs(source: Source, kind: str) -> SourceError:
+    return unreadable(source, f"the libraries that read {kind} are not installed", "pip install 'knowstore[docs]'")
+
+
+@contextmanager
+def _parsing(source: Source, kind: str) -> Iterator[None]:
+    """Keep a parser's warnings and log lines off the terminal, and name the file in what it raises."""
+    logger = logging.getLogger("pypdf")
+    was_propagating, handler = logger.propagate, logging.NullHandler()
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except SourceError:
+        raise
+    except Exception as error:  # whatever a parser raises on a malformed file
+        detail = fold(str(error)) or type(error).__name__
+        raise unreadable(
+            source, f"is not a sound {kind} file: {detail}", "open it in its program and save it again"
+        ) from error
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = was_propagating

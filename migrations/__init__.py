@@ -1,0 +1,1 @@
+"""Alembic revisions of the catalog's schema; a revision is frozen history."""

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import knowstore._migrations
+import pytest
+
+from knowstore.catalog.lock import _command
+from knowstore.catalog.placements import _last_stretch
+
+
+@pytest.mark.parametrize(
+    ("placements", "stretch"),
+    [
+        ([(1, None)], (1, None)),
+        ([(1, 3)], (1, 3)),
+        ([(1, 3), (3, None)], (1, None)),
+        ([(1, 3), (4, None)], (4, None)),
+        ([(1, 9), (2, 3)], (1, 9)),
+        ([(1, 2), (4, 6), (5, 8)], (4, 8)),
+        ([(1, None), (2, 3)], (1, None)),
+        ([(1, 2), (3, None), (5, 6)], (3, None)),
+    ],
+)
+def test_placements_that_overlap_or_touch_are_one_stretch(
+    placements: list[tuple[int, int | None]], stretch: tuple[int, int | None]
+) -> None:
+    assert _last_stretch(placements) == stretch
+
+
+def test_the_command_shown_to_others_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = "postgresql://me:s3cret@host/db?password=s3cret"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/knowstore", "--store", store, "ingest", "x" * 500])
+    assert _command().startswith("knowstore --store postgresql://***@host/db?password=*** ingest xxx")
+    assert len(_command()) == 120
+
+
+def test_revisions_import_nothing_from_knowstore() -> None:
+    folder = Path(knowstore._migrations.__file__).parent / "versions"
+    revisions = list(folder.glob("[0-9]*.py"))
+    assert revisions
+    for path in revisions:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] == "knowstore"]
