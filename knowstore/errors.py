@@ -1,24 +1,24 @@
 """Every error that knowstore raises on purpose.
 
-    KnowledgeStoreError
-    ├── ConfigError         a setting, path or reference that cannot work
-    │   └── ModelNotFoundError   a model reference that resolves to nothing
-    ├── SourceError         an input file that cannot become passages
-    ├── CatalogError        the SQL catalog: schema, lock, unknown batch
-    │   ├── StoreLockedError     another writer holds the store
-    │   ├── SchemaError          catalog written by another version
-    │   └── UnknownBatchError    no such edit batch
-    ├── PassageError        passages table: unknown id, bad filter
-    │   ├── UnknownPassageError  no such live passage
-    │   └── FilterError          a filter that cannot be read
-    ├── BankError           the expert bank
-    │   ├── ExpertShapeError     tensors of the wrong shape
-    │   ├── ExpertChecksumError  stored bytes that are not what was written
-    │   └── FingerprintError     experts made for another model or hypernetwork
-    ├── RetrievalError      retriever, reranker and their indexes
-    ├── MountError          experts that do not fit the model
-    ├── HypernetworkError   a hypernetwork that cannot be read, or was never trained
-    └── TrainingError       a training run that cannot start or go on
+KnowledgeStoreError
+├── ConfigError         a setting, path or reference that cannot work
+│   └── ModelNotFoundError   a model reference that resolves to nothing
+├── SourceError         an input file that cannot become passages
+├── CatalogError        the SQL catalog: schema, lock, unknown batch
+│   ├── StoreLockedError     another writer holds the store
+│   ├── SchemaError          catalog written by another version
+│   └── UnknownBatchError    no such edit batch
+├── PassageError        passages table: unknown id, bad filter
+│   ├── UnknownPassageError  no such live passage
+│   └── FilterError          a filter that cannot be read
+├── BankError           the expert bank
+│   ├── ExpertShapeError     tensors of the wrong shape
+│   ├── ExpertChecksumError  stored bytes that are not what was written
+│   └── FingerprintError     experts made for another model or hypernetwork
+├── RetrievalError      retriever, reranker and their indexes
+├── MountError          experts that do not fit the model
+├── HypernetworkError   a hypernetwork that cannot be read, or was never trained
+└── TrainingError       a training run that cannot start or go on
 """
 
 from __future__ import annotations

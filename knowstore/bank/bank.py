@@ -238,7 +238,7 @@ class ExpertBank:
     def _write_part(self, part: Mapping[str, EncodedExpert]) -> int:
         if not part:
             return 0
-        is_any_stored = bool(self.existing(part.keys()))
+        is_any_stored = any(self._select(_is_in(chunk), ["id"]) for chunk in _chunks(part))
         with self._writing() as table:
             if is_any_stored:
                 merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -282,8 +282,9 @@ class ExpertBank:
         return {passage_id: found[passage_id] for passage_id in dict.fromkeys(ids) if passage_id in found}
 
     def existing(self, ids: Collection[str]) -> set[str]:
-        """Those of `ids` that have an expert."""
-        return {row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk), ["id"])}
+        """Those of `ids` that have an expert made for the bank's fingerprint."""
+        made = "" if self._fingerprint is None else f" AND fingerprint = '{self._fingerprint}'"
+        return {row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk) + made, ["id"])}
 
     def ids_of_batch(self, batch_id: int) -> set[str]:
         """Passages whose expert an edit batch wrote."""

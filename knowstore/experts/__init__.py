@@ -1,7 +1,8 @@
 """Hypernetworks, the experts that they generate, and mounting these on a frozen LLM."""
 
 from knowstore.experts.expert import Expert, Experts, Factors, combine, expert_output
-from knowstore.experts.hypernetwork import Hypernetwork, PassageInput, load_hypernetwork
+from knowstore.experts.generation import Generated, Prompt, generate
+from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
 from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
@@ -12,14 +13,18 @@ __all__ = [
     "Experts",
     "Factors",
     "FrozenLLM",
+    "Generated",
     "Hypernetwork",
+    "Latent",
     "PassageInput",
     "PooledConfig",
     "PooledHypernetwork",
+    "Prompt",
     "TokensConfig",
     "TokensHypernetwork",
     "combine",
     "expert_output",
+    "generate",
     "load_hypernetwork",
     "load_llm",
     "mount",

@@ -68,12 +68,13 @@ class Expert:
         names = _NAMES[self.form]
         if tuple(sorted(self.tensors)) != tuple(sorted(names)):
             raise _shape_error(f"an expert of form {self.form} has tensors {sorted(self.tensors)}, expected {names}")
+        first = self.tensors[names[0]]
+        if first.dim() != 2:
+            raise _shape_error(f"expert tensor {names[0]} has shape {tuple(first.shape)}, expected (D, R)")
         width, rank = self.width, self.rank
         for position, name in enumerate(names):
             expected = (width, rank) if position % 2 == 0 else (rank, width)
             found = tuple(self.tensors[name].shape)
-            if self.form == "factors" and name in ("up2", "dw1"):
-                expected = (rank, width) if name == "up2" else (width, rank)
             if found != expected:
                 raise _shape_error(f"expert tensor {name} has shape {found}, expected {expected}")
         if sum(self.segment_ranks) != rank or min(self.segment_ranks, default=0) < 0:
@@ -278,7 +279,7 @@ def _combine_factors(
     weights = torch.zeros(len(questions), k)
     for b, question in enumerate(questions):
         for position, (_, weight, segments) in enumerate(question):
-            if segments is not None and len(segments) > 1:
-                raise _shape_error("factors have one weight each, not one a segment")
-            weights[b, position] = weight
+            if segments is not None and len(segments) != 1:
+                raise _shape_error(f"{len(segments)} segment weights for factors, which have one segment")
+            weights[b, position] = weight if segments is None else segments[0]
     return Factors(parts["up1"], parts["up2"], parts["dw1"], parts["dw2"]), weights

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +20,10 @@ from knowstore.errors import HypernetworkError
 from knowstore.experts.expert import Expert, Factors
 from knowstore.experts.llm import FrozenLLM
 
-_WEIGHTS, _CONFIG = "hypernetwork.safetensors", "hypernetwork.json"
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
+_MAX_SIZE = 1 << 24
+_RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "encoder_layers": (1, 64)}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ class HypernetworkConfig:
     trained_steps: int = 0
     max_norm: float | None = None
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = _RANGES.get(field.name, (1, _MAX_SIZE))
+            if field.type == "int" and (type(value) is not int or not low <= value <= high):
+                raise _config_error(f"{field.name} is {value!r}", f"use a whole number from {low} to {high}")
+        bound = self.max_norm
+        if bound is not None and not (isinstance(bound, int | float) and 0 < bound < math.inf):
+            raise _config_error(f"max_norm is {bound!r}", "use a number above 0, or none")
+
+
+def _config_error(what: str, fix: str) -> HypernetworkError:
+    return HypernetworkError(f"a hypernetwork's {what}", kept="no hypernetwork was made", fix=fix)
 
 
 class Hypernetwork(nn.Module, ABC):
@@ -85,7 +102,7 @@ class Hypernetwork(nn.Module, ABC):
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write `hypernetwork.safetensors` and `hypernetwork.json`; floating weights are stored in `dtype`."""
+        """Write `model.safetensors` and `config.json`; floating weights are stored in `dtype`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
@@ -108,29 +125,27 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
     from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
     from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
-    def broken(why: str) -> HypernetworkError:
-        return HypernetworkError(
-            f"{folder} holds no hypernetwork that can be read: {why}",
-            kept="nothing was loaded",
-            fix="give a folder that `knowstore train hypernetwork` wrote",
-        )
-
     try:
         if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
-            raise broken(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
+            raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
         described = json.loads((folder / _CONFIG).read_text("utf-8"))
         kind = described.pop("kind")
-        if kind == "pooled":
-            hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
-        elif kind == "tokens":
-            hypernetwork = TokensHypernetwork(TokensConfig(**described))
-        else:
-            raise broken(f"its kind is {kind!r}, known are 'pooled' and 'tokens'")
+        with torch.device("meta"):  # no memory is taken on the word of the config alone
+            if kind == "pooled":
+                hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
+            elif kind == "tokens":
+                hypernetwork = TokensHypernetwork(TokensConfig(**described))
+            else:
+                raise ValueError(f"its kind is {kind!r}, known are 'pooled' and 'tokens'")
         weights = load_file(folder / _WEIGHTS)
         floats = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
         if not all(bool(t.isfinite().all()) for t in floats.values() if t.is_floating_point()):
-            raise broken("its weights are not finite")
-        hypernetwork.load_state_dict(floats)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise broken(str(error)) from error
+            raise ValueError("its weights are not finite")
+        hypernetwork.load_state_dict(floats, assign=True)
+    except (HypernetworkError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise HypernetworkError(
+            f"{folder} holds no hypernetwork that can be read: {error.what if isinstance(error, HypernetworkError) else error}",
+            kept="nothing was loaded",
+            fix="give a folder that `knowstore train hypernetwork` wrote",
+        ) from error
     return hypernetwork.eval().requires_grad_(False).to(torch.device(device))

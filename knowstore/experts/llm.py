@@ -8,14 +8,16 @@ attention projections packed into one matrix and a normalised output head, so th
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
@@ -24,6 +26,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from knowstore.errors import ConfigError, MountError
 
 _FFN_NAMES = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe")
+
+hooks_lock = threading.Lock()  # torch numbers hooks without a lock of its own
 
 
 class _Reached(Exception):
@@ -55,49 +59,75 @@ class FrozenLLM:
     def n_layers(self) -> int:
         return len(blocks(self.model))
 
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the ends of a sequence, and every token that ends a line."""
+        ends = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        ids = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        marks = ("\n", "\u010a", "<0x0A>")  # as is, in byte-level BPE, and as SentencePiece's byte token
+        ids |= {index for token, index in self.tokenizer.get_vocab().items() if any(mark in token for mark in marks)}
+        return sorted(ids - {None})
+
+    def prompt_ids(self, text: str, *, is_start: bool = True) -> list[int]:
+        """Token ids of a prompt, with what the tokenizer sets before a text when `is_start`.
+
+        Names of control tokens within the text are read as plain text.
+        """
+        ids: list[int] = self.tokenizer(text, add_special_tokens=is_start, split_special_tokens=True).input_ids
+        ends = self.tokenizer.eos_token_id
+        return ids[:-1] if is_start and ids and ids[-1] == ends and len(ids) > 1 else ids
+
     @torch.no_grad()
     def states(self, ids: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Hidden states of right-padded token ids (B, T): the input of block `layer` and that of its FFN,
         both (B, T, D). Blocks above are not run. Padding must stand on the right, where no token sees it.
+        Other threads may use the model meanwhile.
 
         Raises:
             MountError: no such block.
         """
         block, (first, _) = blocks(self.model), ffn(self.model, layer)
         seen: dict[str, Tensor] = {}
+        thread = threading.get_ident()
 
-        def at_block(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen["block"] = args[0] if args else kwargs["hidden_states"]
+        def at_block(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            if threading.get_ident() == thread:
+                seen["block"] = first_input(args, kwargs)
 
-        def at_ffn(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen["ffn"] = args[0] if args else kwargs["hidden_states"]
-            raise _Reached
+        def at_ffn(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            if threading.get_ident() == thread:
+                seen["ffn"] = first_input(args, kwargs)
+                raise _Reached
 
-        handles = [
-            block[layer].register_forward_pre_hook(at_block, with_kwargs=True),
-            first.register_forward_pre_hook(at_ffn, with_kwargs=True),
-        ]
+        with hooks_lock:
+            handles = [
+                block[layer].register_forward_pre_hook(at_block, with_kwargs=True),
+                first.register_forward_pre_hook(at_ffn, with_kwargs=True),
+            ]
         try:
             self.model.base_model(input_ids=ids.to(self.device), use_cache=False)
         except _Reached:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
+            with hooks_lock:
+                for handle in handles:
+                    handle.remove()
         return seen["block"], seen["ffn"].reshape(seen["block"].shape)
 
     @contextmanager
     def upper(self, layer: int) -> Iterator[_Upper]:
         """Blocks `layer` and above as a callable from their cached input (B, T, D) to the final states
-        (B, T, D), for training; the model is whole again afterwards."""
+        (B, T, D), for training; the model is whole again afterwards, and no other thread may use it meanwhile."""
         layers = blocks(self.model)
-        inject = _Upper(self.model)
+        upper = _Upper(self.model)
         kept = list(layers)
         for index in range(layer):
-            layers[index] = _Skip(kept[index], inject if index == layer - 1 else None)
+            layers[index] = _Skip(kept[index])
+        handle = kept[layer].register_forward_pre_hook(upper.inject, with_kwargs=True)
         try:
-            yield inject
+            yield upper
         finally:
+            handle.remove()
             for index in range(layer):
                 layers[index] = kept[index]
 
@@ -105,26 +135,36 @@ class FrozenLLM:
 class _Upper:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self.states: Tensor | None = None
+        self._states: Tensor | None = None
+
+    def inject(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (self._states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._states}
 
     def __call__(self, states: Tensor) -> Tensor:
-        self.states = states
+        self._states = states
         out: Tensor = self._model.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
         return out
 
 
 class _Skip(nn.Module):
-    """Stands where a block stood, and hands on what it is given or what was cached."""
+    """Stands where a block stood, and hands on what it is given."""
 
-    def __init__(self, block: nn.Module, source: _Upper | None) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.source = source
         for name in ("attention_type", "layer_type", "is_sliding"):
             if hasattr(block, name):
                 setattr(self, name, getattr(block, name))
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states if self.source is None or self.source.states is None else self.source.states
+        return hidden_states
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Tensor:
+    """The hidden states that a block or an FFN is called with, by position or by name."""
+    states: Tensor = args[0] if args else (kwargs or {})["hidden_states"]
+    return states
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -143,6 +183,16 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
         kept="the model is as it was",
         fix="use a Hugging Face causal LM with an FFN in each decoder block",
     )
+
+
+def blocks_owner(model: PreTrainedModel) -> nn.Module:
+    """The module that runs the decoder blocks, and is handed the key-value cache by name.
+
+    Raises:
+        MountError: as `blocks`.
+    """
+    layers = blocks(model)
+    return next(module for module in model.base_model.modules() if any(child is layers for child in module.children()))
 
 
 def ffn(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
@@ -185,11 +235,14 @@ def load_llm(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.floa
                 model = _load_baichuan(path, dtype)
             else:
                 config = AutoConfig.from_pretrained(path, local_files_only=True)
-                model = AutoModelForCausalLM.from_pretrained(
-                    path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
-                )
+                model = _complete(
+                    AutoModelForCausalLM.from_pretrained(
+                        path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
+                        output_loading_info=True,
+                    )
+                )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"{path} holds no causal language model that can be read: {error}",
             kept="nothing was loaded",
@@ -230,7 +283,14 @@ def _load_baichuan(path: Path, dtype: torch.dtype) -> PreTrainedModel:
             weights[name.replace("W_pack", f"{part}_proj")] = matrix.contiguous()
     head = weights["lm_head.weight"].float()
     weights["lm_head.weight"] = nn.functional.normalize(head)  # what Baichuan 2's NormHead computes at inference
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    return _complete(LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True))
+
+
+def _complete(loaded: tuple[PreTrainedModel, dict[str, Any]]) -> PreTrainedModel:
+    """The model, unless transformers filled tensors that the files lack with random numbers."""
+    model, found = loaded
+    if found["missing_keys"]:
+        raise ValueError(f"no tensors {', '.join(sorted(found['missing_keys'])[:5])}")
     return model
 
 

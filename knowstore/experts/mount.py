@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
 from knowstore.experts.expert import Experts, expert_output
-from knowstore.experts.llm import ffn
+from knowstore.experts.llm import blocks, blocks_owner, ffn, first_input, hooks_lock
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any] | None
 _mounted_here: ContextVar[frozenset[int]] = ContextVar("knowstore_mounted_here", default=frozenset())
 
 
@@ -57,24 +59,32 @@ def mount(
             fix="give one start position for each question",
         )
     hooks = _Hooks(experts, None if starts is None else torch.tensor(list(starts)))
-    handles = [
-        first.register_forward_pre_hook(hooks.take_input, with_kwargs=True),
-        last.register_forward_hook(hooks.add_output),
-    ]
-    if starts is not None:
-        handles.append(model.base_model.register_forward_pre_hook(hooks.take_offset, with_kwargs=True))
+    with hooks_lock:
+        handles = [
+            blocks_owner(model).register_forward_pre_hook(hooks.take_offset, with_kwargs=True),
+            blocks(model)[layer].register_forward_pre_hook(hooks.take_shape, with_kwargs=True),
+            first.register_forward_pre_hook(hooks.take_input, with_kwargs=True),
+            last.register_forward_hook(hooks.add_output),
+        ]
     token = _mounted_here.set(_mounted_here.get() | {id(hooks)})
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with hooks_lock:
+            for handle in handles:
+                handle.remove()
         _mounted_here.reset(token)
 
 
 class _Hooks:
+    """The state of one `mount`. Another thread may meet a hook while it is being put on or taken off, and then
+    calls it without keyword arguments; so these have a default."""
+
     def __init__(self, experts: Experts, starts: Tensor | None) -> None:
-        self.experts, self.starts = experts, starts
+        self.starts = starts
+        self.n_questions = experts.n_questions
+        self.copies = {1: experts}
+        self.shape = torch.Size()
         self.x: Tensor | None = None
         self.offset = 0
 
@@ -82,14 +92,18 @@ class _Hooks:
     def is_here(self) -> bool:
         return id(self) in _mounted_here.get()
 
-    def take_offset(self, _model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def take_offset(self, _owner: nn.Module, _args: Args, kwargs: Kwargs = None) -> None:
         if self.is_here:
-            past = kwargs.get("past_key_values")
+            past = (kwargs or {}).get("past_key_values")
             self.offset = 0 if past is None else int(past.get_seq_length())
 
-    def take_input(self, _ffn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def take_shape(self, _block: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
         if self.is_here:
-            self.x = args[0] if args else kwargs["hidden_states"]
+            self.shape = first_input(args, kwargs).shape
+
+    def take_input(self, _ffn: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
+        if self.is_here:
+            self.x = first_input(args, kwargs)
 
     def add_output(self, _ffn: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if not self.is_here or self.x is None:
@@ -100,9 +114,8 @@ class _Hooks:
         return (main + added, *output[1:]) if isinstance(output, tuple) else main + added
 
     def added(self, x: Tensor) -> Tensor:
-        n = self.experts.n_questions
-        if x.dim() == 2:  # blocks that flatten their tokens
-            x = x.reshape(max(n, 1), -1, x.shape[-1])
+        n = self.n_questions
+        x = x.reshape(self.shape)  # (B, T, D), also in blocks that flatten their tokens
         if n and x.shape[0] % n:
             raise MountError(
                 f"the model was called with {x.shape[0]} sequences, experts are mounted for {n} questions",
@@ -110,7 +123,9 @@ class _Hooks:
                 fix="call it with one sequence, or a fixed number of beams or samples, for each question",
             )
         n_copies = x.shape[0] // n if n else 1
-        out = expert_output(self.experts.repeat(n_copies), x)
+        if n_copies not in self.copies:
+            self.copies[n_copies] = self.copies[1].repeat(n_copies)
+        out = expert_output(self.copies[n_copies], x)
         if self.starts is None:
             return out
         starts = self.starts.to(x.device).repeat_interleave(x.shape[0] // len(self.starts))

@@ -56,7 +56,7 @@ class PooledHypernetwork(Hypernetwork):
         means = []
         for passage in passages:
             text = f"{passage.title}. {passage.text}" if passage.title else passage.text
-            ids = torch.tensor(llm.tokenizer(text, add_special_tokens=False).input_ids, device=table.device)
+            ids = torch.tensor(llm.prompt_ids(text, is_start=False), device=table.device)
             means.append(table[ids].float().mean(0))
         return torch.stack(means).to(device)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
+from knowstore.errors import HypernetworkError
 from knowstore.experts.expert import Expert, Factors
 from knowstore.experts.hypernetwork import Hypernetwork, HypernetworkConfig, Latent, PassageInput
 from knowstore.experts.llm import FrozenLLM, pad_ids
@@ -53,6 +54,14 @@ class TokensConfig(HypernetworkConfig):
     min_rarity: float = 0.1
     static_rank: int = 32
     max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_width % self.encoder_heads:
+            raise HypernetworkError(
+                f"encoder_width {self.encoder_width} is no multiple of encoder_heads {self.encoder_heads}",
+                kept="no hypernetwork was made", fix="use a width that the heads share evenly",
+            )  # fmt: skip
 
 
 def _zero(inner: int, outer: int) -> nn.Linear:
@@ -123,7 +132,12 @@ class TokensHypernetwork(Hypernetwork):
             for _ in range(config.encoder_layers)
         )
         self.code_in = nn.Sequential(nn.LayerNorm(W), nn.Linear(W, C))
-        self.importance, self.key_code, self.bag_code, self.value_code = _zero(C, 1), _zero(C, D), _zero(C, D), _zero(C, D)
+        self.importance, self.key_code, self.bag_code, self.value_code = (
+            _zero(C, 1),
+            _zero(C, D),
+            _zero(C, D),
+            _zero(C, D),
+        )
         self.bag_word, self.value_word = _identity(D), _identity(D)
         self.log_bag = nn.Parameter(torch.tensor(math.log(25.0)))  # the residual stream's norm is about 150 here
         self.log_value = nn.Parameter(torch.tensor(math.log(4.0)))
@@ -186,10 +200,10 @@ class TokensHypernetwork(Hypernetwork):
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         ids = [] if start is None else [start]
         if passage.title:
-            ids += tokenizer(f"{passage.title}.", add_special_tokens=False).input_ids
+            ids += llm.prompt_ids(f"{passage.title}.", is_start=False)[: limit // 2]
         spans = []
         for first, last in passage.spans:
-            sentence = tokenizer(" " + passage.text[first:last], add_special_tokens=False).input_ids
+            sentence = llm.prompt_ids(" " + passage.text[first:last], is_start=False)
             sentence = sentence[: max(0, min(limit - len(ids), _MAX_SEGMENT_TOKENS))]
             spans.append((len(ids), len(ids) + len(sentence)))
             ids += sentence

@@ -169,6 +169,16 @@ class PassageTable:
         """Say where a passage came from, at once and in every snapshot; returns how many rows changed."""
         return self._update([passage_id], None, {"source": source})
 
+    def set_interval(self, ids: Collection[str], live_from: int, live_to: int) -> int:
+        """Set from which batch to which passages are visible, at once and in every snapshot: for repair."""
+        return self._update(ids, None, {"live_from": int(live_from), "live_to": int(live_to)})
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Delete rows that no snapshot shows; their bytes stay in older versions until `purge`."""
+        for chunk in _chunks(ids):
+            with self._writing() as table:
+                table.delete(is_in("id", chunk))
+
     def discard(self, batch_id: int, keep: Collection[str] = frozenset()) -> None:
         """Take back everything that a staged edit batch did here; doing it twice changes nothing more.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         TrainingError: no such file, or a line that is no JSON object.
     """
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     try:
-        with opened as lines:
-            for line in lines:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no object")
+                yield row
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise TrainingError(
-            f"{path} cannot be read as JSON Lines: {error}", kept="nothing was trained", fix="give a .jsonl or .jsonl.gz file"
+            f"{path} cannot be read as JSON Lines: {error}",
+            kept="nothing was trained",
+            fix="give a .jsonl or .jsonl.gz file",
         ) from error
 
 
@@ -65,7 +70,8 @@ def load_questions(paths: Iterable[Path], spans: Spans, *, max_answer_words: int
     questions: list[QuestionRow] = []
     for path in paths:
         for row in read_rows(path):
-            answer, title, text = row["answers"][0], row["passage"]["title"], row["passage"]["text"]
+            question, answers, title, text = _fields(row, path)
+            answer = answers[0]
             if len(answer.split()) > max_answer_words or answer not in text:
                 continue
             if (title, text) not in passages:
@@ -74,13 +80,35 @@ def load_questions(paths: Iterable[Path], spans: Spans, *, max_answer_words: int
             passage = passages[title, text]
             segment = segment_of(inputs[passage], (answer,))
             if segment is not None:
-                questions.append(QuestionRow(row["question"], tuple(row["answers"]), passage, segment))
+                questions.append(QuestionRow(question, answers, passage, segment))
     if not questions:
         raise TrainingError(
             "no question whose answer stands in its passage", kept="nothing was trained",
             fix="give QA rows with question, answers and passage: {title, text}",
         )  # fmt: skip
     return TrainingData(tuple(inputs), tuple(questions))
+
+
+def _fields(row: dict[str, Any], path: Path) -> tuple[str, tuple[str, ...], str, str]:
+    """Question, answers, title and text of a row."""
+    try:
+        question, answers, passage = row["question"], row["answers"], row["passage"]
+        title, text = passage["title"], passage["text"]
+    except (KeyError, TypeError) as error:
+        raise _row_error(row, path) from error
+    if not isinstance(answers, list) or not answers:
+        raise _row_error(row, path)
+    if not all(isinstance(value, str) for value in (question, *answers, title, text)):
+        raise _row_error(row, path)
+    return question, tuple(answers), title, text
+
+
+def _row_error(row: dict[str, Any], path: Path) -> TrainingError:
+    return TrainingError(
+        f"{path} holds a row that is no question with its answers and passage: {json.dumps(row)[:200]}",
+        kept="nothing was trained",
+        fix="give QA rows with question, answers and passage: {title, text}",
+    )
 
 
 def segment_of(passage: PassageInput, answers: Sequence[str]) -> int | None:

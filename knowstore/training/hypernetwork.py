@@ -10,7 +10,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from knowstore.errors import TrainingError
-from knowstore.experts.expert import Experts, Factors
+from knowstore.experts.expert import Experts
 from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
 from knowstore.experts.tokens import TokensHypernetwork, pad_segments
@@ -32,13 +33,15 @@ from knowstore.training.start import analytic_start
 
 _BUCKET = 16  # batches sorted by length together, so that little is padded
 _MAX_QUESTION_TOKENS = 96
+_BATCH_TOKENS = 4096  # of one forward pass that fills the cache
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a hypernetwork is trained.
 
-    The learning rate rises over `warmup` steps, then falls to a fiftieth by a cosine over `minutes`. In the last
+    The run ends after `minutes`, or after `steps` when that is given. The learning rate rises over `warmup` steps,
+    then falls to a fiftieth by a cosine over the run. In the last
     `1 - mix_from` of the run a share `mix_share` of the questions gets distracting segments beside the right one,
     each with its relevance, as served. Weights are averaged with decay `average`. `n_held_out` questions, with the
     passages that they stand in, are kept out to validate.
@@ -57,6 +60,7 @@ class TrainingConfig:
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
     seed: int = 0
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,10 @@ class _Run:
     def __init__(self, hypernetwork: TokensHypernetwork, llm: FrozenLLM, data: TrainingData, cache: Path) -> None:
         self.hypernetwork, self.llm, self.data = hypernetwork, llm, data
         self.layer = hypernetwork.config.layer
-        tokenizer = llm.tokenizer
         self.prompts: list[tuple[list[int], int]] = []
         for row in data.questions:
-            question = tokenizer(question_prompt(row.question), add_special_tokens=False).input_ids
-            answer = tokenizer(answer_target(row.answers[0]), add_special_tokens=False).input_ids
+            question = llm.prompt_ids(question_prompt(row.question))
+            answer = llm.prompt_ids(answer_target(row.answers[0]), is_start=False)
             self.prompts.append(((question + answer)[:_MAX_QUESTION_TOKENS], len(question)))
         self.passages = [hypernetwork.tokenise(llm, passage) for passage in data.passages]
         self.question_states = StateCache(
@@ -99,8 +102,16 @@ class _Run:
         return self._states([self.passages[i][0] for i in indices], 1)
 
     def _states(self, sequences: list[list[int]], which: int) -> list[Tensor]:
-        states = self.llm.states(pad_ids(sequences), self.layer)[which]
-        return [states[row, : len(ids)] for row, ids in enumerate(sequences)]
+        """States of sequences in batches of similar length: 0 those that enter the block, 1 its FFN."""
+        out: list[Tensor] = [torch.empty(0)] * len(sequences)
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        while order:
+            n = max(1, _BATCH_TOKENS // len(sequences[order[-1]]))
+            part, order = order[-n:], order[:-n]
+            states = self.llm.states(pad_ids([sequences[index] for index in part]), self.layer)[which]
+            for row, index in enumerate(part):
+                out[index] = states[row, : len(sequences[index])]
+        return out
 
     def neurons(self, segments: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Keys (S, D, T + 1) and values (S, T + 1, D) of segments given as (passage, sentence)."""
@@ -137,7 +148,7 @@ class _Run:
             static=static.to(llm.device, llm.dtype),
             max_norm=network.config.max_norm,
         )
-        with llm.upper(self.layer) as upper, mount(llm.model, experts, self.layer):
+        with _plain_attention(llm), llm.upper(self.layer) as upper, mount(llm.model, experts, self.layer):
             final = upper(states.to(llm.device, llm.dtype))
         is_target = (target[:, 1:] != -100).to(llm.device)
         head = llm.model.get_output_embeddings()
@@ -150,12 +161,12 @@ class _Run:
         totals = []
         for shift in (0, len(questions) // 2):
             losses = []
-            for first in range(0, len(questions) - batch_size + 1, batch_size):
+            for first in range(0, len(questions), batch_size):
                 part = questions[first : first + batch_size]
                 others = [questions[(first + row + shift) % len(questions)] for row in range(len(part))]
                 up, down = self.neurons([_gold(self.data.questions[i]) for i in others])
-                losses.append(self.loss(part, up, down, torch.ones(up.shape[0], up.shape[2])).item())
-            totals.append(sum(losses) / len(losses))
+                losses.append(len(part) * self.loss(part, up, down, torch.ones(up.shape[0], up.shape[2])).item())
+            totals.append(sum(losses) / len(questions))
         return totals[0], totals[1]
 
     def step_loss(self, questions: Sequence[int], draw: random.Random, mix_share: float) -> Tensor:
@@ -192,6 +203,17 @@ class _Run:
         return self.loss(questions, mixed_up, mixed_down, weights.repeat_interleave(N, 1))
 
 
+@contextmanager
+def _plain_attention(llm: FrozenLLM) -> Iterator[None]:
+    """Attention as plain products: on a CPU the fused kernel's backward takes a third of a step at these lengths."""
+    before = llm.model.config._attn_implementation
+    llm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        llm.model.set_attn_implementation(before)
+
+
 def _gold(row: QuestionRow) -> tuple[int, int]:
     return row.passage, row.segment
 
@@ -218,7 +240,7 @@ def train_tokens(
     usable = [i for i, row in enumerate(data.questions) if _has_tokens(run, row)]
     draw = random.Random(config.seed)
     draw.shuffle(usable)
-    held_out, train = _split(data, usable, config.n_held_out)
+    held_out, train = ([i for i in part if _has_answer(run, i)] for part in _split(data, usable, config.n_held_out))
     if len(train) < config.batch_size:
         raise TrainingError(
             f"{len(train)} questions to train on, a batch takes {config.batch_size}",
@@ -239,7 +261,7 @@ def train_tokens(
     n_batches = len(train) // config.batch_size
     started, saved_at = time.monotonic() - seconds, time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        while (fraction := (time.monotonic() - started) / (60 * config.minutes)) < 1:
+        while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
             epoch, position = divmod(step, n_batches)
             batch = _epoch_order(run, train, config, epoch)[position]
             rate = config.learning_rate * min(1, (step + 1) / config.warmup)
@@ -262,7 +284,7 @@ def train_tokens(
                 for name, parameter in trained.items():
                     averaged[name].lerp_(parameter, 1 - decay)
             gold = shuffled = None
-            if step % config.validate_every == 0:
+            if held_out and step % config.validate_every == 0:
                 with _weights(trained, averaged):
                     gold, shuffled = run.validate(held_out, config.batch_size)
             elapsed = time.monotonic() - started
@@ -284,6 +306,17 @@ def train_tokens(
 def _has_tokens(run: _Run, row: QuestionRow) -> bool:
     first, last = run.passages[row.passage][1][row.segment]
     return last > first
+
+
+def _has_answer(run: _Run, question: int) -> bool:
+    """Whether any token of the answer is left within the most tokens of a question."""
+    ids, n_question = run.prompts[question]
+    return len(ids) > n_question
+
+
+def _fraction(config: TrainingConfig, step: int, seconds: float) -> float:
+    """How much of the run is behind."""
+    return seconds / (60 * config.minutes) if config.steps is None else step / config.steps
 
 
 def _split(data: TrainingData, usable: list[int], n_held_out: int) -> tuple[list[int], list[int]]:
@@ -346,7 +379,9 @@ def _checkpoint(
     name = f"step-{step}.safetensors"
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, folder / name)
     temporary = folder / "run.json.new"
-    temporary.write_text(json.dumps({"file": name, "step": step, "seconds": seconds, "config": asdict(config)}), "utf-8")
+    temporary.write_text(
+        json.dumps({"file": name, "step": step, "seconds": seconds, "config": asdict(config)}), "utf-8"
+    )
     temporary.replace(folder / "run.json")
     for old in folder.glob("step-*.safetensors"):
         if old.name != name:
@@ -357,13 +392,15 @@ def _resume(
     folder: Path, hypernetwork: TokensHypernetwork, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> tuple[int, float, dict[str, Tensor]]:
     described: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-    if described["config"] != asdict(config):
+    if TrainingConfig(**described["config"]) != config:
         raise TrainingError(
             f"{folder} holds a checkpoint of a run with other settings", kept="the checkpoint",
             fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     tensors = load_file(folder / described["file"])
-    hypernetwork.load_state_dict({k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")})
+    hypernetwork.load_state_dict(
+        {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
+    )
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer/"):

@@ -1,0 +1,79 @@
+"""What every command works with: the options that are common to all, the store that they name, and the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .output import Output
+
+if TYPE_CHECKING:
+    from knowstore import KnowledgeStore, ModelConfig
+
+DEFAULT_STORE = ".knowstore"
+
+
+@dataclass
+class Session:
+    """The common options as they were given, and what `kept` says if the command is interrupted."""
+
+    store: str = DEFAULT_STORE
+    catalog: str | None = None
+    models: dict[str, str] = field(default_factory=dict)
+    output: Output = field(default_factory=Output)
+    kept: str = "every edit batch that was committed; nothing is half done"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store)
+
+    def model_config(self) -> ModelConfig:
+        """The models that were named, `default` for the others."""
+        from knowstore import ModelConfig
+
+        return ModelConfig(**self.models)  # type: ignore[arg-type]
+
+    def open(self, *, create: bool = False, **options: Any) -> KnowledgeStore:
+        """The store; `options` go to `KnowledgeStore.open`."""
+        from knowstore import KnowledgeStore
+
+        return KnowledgeStore.open(
+            self.folder,
+            create=create,
+            catalog_url=self.catalog,
+            models=self.model_config() if self.models else None,
+            on_progress=self.output.progress,
+            **options,
+        )
+
+    def may_delete(self, question: str, *, is_sure: bool) -> bool:
+        """Whether to go on with what was just shown: `--yes`, or a yes at the terminal.
+
+        Raises:
+            typer.BadParameter: neither `--yes` nor a terminal to ask at.
+        """
+        if is_sure:
+            return True
+        if not is_terminal():
+            raise typer.BadParameter(
+                "there is no terminal to ask at, so nothing was done without it", param_hint="--yes"
+            )
+        if self.output.confirm(question):
+            return True
+        self.output.note("Nothing was changed.")
+        return False
+
+
+def is_terminal() -> bool:
+    """Whether somebody can be asked."""
+    import sys
+
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}

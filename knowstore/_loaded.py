@@ -1,0 +1,188 @@
+"""The models of an open store, resolved at once and loaded when they are first needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowstore.bank import StoredExpert
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError, HypernetworkError
+from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    from knowstore.experts import Expert, FrozenLLM, Hypernetwork, PassageInput
+    from knowstore.retrieval import Reranker, Retriever
+
+OnProgress = Callable[[str, int, int | None], None]
+
+
+@dataclass
+class LoadedModels:
+    """Models by role, each loaded on first use; fingerprints are known without loading anything."""
+
+    config: ModelConfig
+    allow_untrained: bool = False
+    on_progress: OnProgress | None = None
+    cache_dir: Path | None = None
+    _paths: dict[str, Path] = field(default_factory=dict)
+
+    def path(self, role: str) -> Path:
+        """The directory of a model, converted or fetched when it must be."""
+        if role not in self._paths:
+            resolved = resolve(getattr(self.config, role), role, cache_dir=self.cache_dir, progress=self.on_progress)  # type: ignore[arg-type]
+            self._paths[role] = resolved.path
+        return self._paths[role]
+
+    @cached_property
+    def device(self) -> str:
+        return choose_device(self.config.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return choose_dtype(self.config.dtype, self.device)
+
+    @cached_property
+    def llm(self) -> FrozenLLM:
+        from knowstore.experts import load_llm
+
+        return load_llm(self.path("llm"), device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def hypernetwork(self) -> Hypernetwork:
+        """The hypernetwork, for this LLM.
+
+        Raises:
+            HypernetworkError: it was made for an LLM of another width, or nobody trained it.
+        """
+        from knowstore.experts import load_hypernetwork
+
+        hypernetwork = load_hypernetwork(self.path("hypernetwork"), device=self.device)
+        config = hypernetwork.config
+        if config.width != self.llm.width or config.layer >= self.llm.n_layers:
+            raise HypernetworkError(
+                f"the hypernetwork makes experts of width {config.width} for layer {config.layer}, "
+                f"the LLM has width {self.llm.width} and {self.llm.n_layers} layers",
+                kept="the store is as it was",
+                fix="train one for this LLM with `knowstore train hypernetwork`",
+            )
+        return hypernetwork
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        from knowstore.retrieval import Retriever
+
+        path = self.path("retriever")
+        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir)
+        return Retriever.load(path, self.device, self.dtype, weights_fingerprint=fingerprint)
+
+    @cached_property
+    def reranker(self) -> Reranker:
+        from knowstore.retrieval import load_reranker
+
+        if self.config.reranker == "default":
+            return load_reranker("default")
+        path = self.path("reranker")
+        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir)
+        return load_reranker(self.config.reranker, path, self.device, self.dtype, weights_fingerprint=fingerprint)
+
+    @cached_property
+    def hypernetwork_config(self) -> dict[str, Any]:
+        """The hypernetwork's own description, read without its weights."""
+        path = self.path("hypernetwork") / "config.json"
+        try:
+            described = json.loads(path.read_text("utf-8"))
+            return {"layer": int(described["layer"]), **described}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HypernetworkError(
+                f"{path} is not the description of a hypernetwork: {error}",
+                kept="the store is as it was",
+                fix="give a folder that `knowstore train hypernetwork` wrote",
+            ) from error
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of LLM, retriever and hypernetwork, and `experts`: what an expert was made for and by."""
+        found = {
+            role: directory_fingerprint(self.path(role), cache_dir=self.cache_dir)[:16]
+            for role in ("llm", "retriever", "hypernetwork")
+        }
+        layer = self.hypernetwork_config["layer"]
+        joined = f"{found['llm']}/{layer}/{found['hypernetwork']}"
+        return found | {"experts": hashlib.sha256(joined.encode()).hexdigest()[:16]}
+
+    def check_trained(self) -> None:
+        """Refuse a hypernetwork that nobody trained, unless the store was opened to allow it."""
+        if not self.allow_untrained and not self.hypernetwork_config.get("trained_steps"):
+            raise HypernetworkError(
+                f"the hypernetwork in {self.path('hypernetwork')} was never trained: its experts carry nothing",
+                kept="the store is as it was",
+                fix="train it with `knowstore train hypernetwork`, or pass --untrained to try it all the same",
+            )
+
+    def generate(
+        self, passage_ids: Sequence[str], inputs: Sequence[PassageInput], *, latent: bool
+    ) -> list[StoredExpert]:
+        """Experts of passages as the bank takes them: Eq. 2 tensors, or latents to be materialised when mounted."""
+        latents = self.hypernetwork.encode(self.llm, inputs)
+        if latent:
+            return [
+                StoredExpert(
+                    passage_id,
+                    "latent",
+                    {name: tensor.numpy() for name, tensor in one.tensors.items()},
+                    one.segment_ranks,
+                    sum(one.segment_ranks),
+                )
+                for passage_id, one in zip(passage_ids, latents, strict=True)
+            ]
+        experts = self.hypernetwork.materialise(self.llm, latents)
+        return [
+            StoredExpert(
+                passage_id,
+                one.form,
+                {name: tensor.numpy() for name, tensor in one.tensors.items()},
+                one.segment_ranks,
+                one.rank,
+            )
+            for passage_id, one in zip(passage_ids, experts, strict=True)
+        ]
+
+    def mountable(self, stored: Sequence[StoredExpert]) -> list[Expert]:
+        """Experts from the bank ready to be mounted; latents are materialised, all in one batch."""
+        import torch
+
+        from knowstore.experts import Expert, Latent
+
+        def tensors(one: StoredExpert) -> dict[str, torch.Tensor]:
+            return {name: torch.from_numpy(array) for name, array in one.tensors.items()}
+
+        latents = [Latent(tensors(one), one.segment_ranks) for one in stored if one.form == "latent"]
+        made = iter(self.hypernetwork.materialise(self.llm, latents) if latents else [])
+        return [
+            next(made) if one.form == "latent" else Expert(one.form, tensors(one), one.segment_ranks) for one in stored
+        ]
+
+    def check_store(self, recorded: object) -> None:
+        """Refuse models that are not those that a store's rows were made with.
+
+        Raises:
+            ConfigError: another retriever, LLM or hypernetwork.
+        """
+        if not isinstance(recorded, dict):
+            return
+        other = [role for role in ("llm", "retriever", "hypernetwork") if recorded.get(role) != self.fingerprints[role]]
+        if other:
+            raise ConfigError(
+                f"the store was made with another {' and '.join(other)} than the one configured "
+                f"({', '.join(f'{getattr(self.config, role)!r}' for role in other)})",
+                kept="the store is as it was",
+                fix="open it with the models it was made with, or ingest into a new store",
+            )

@@ -1,0 +1,157 @@
+"""Export and import of a bank: passages with their vectors, and experts as they are stored, as Parquet files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from knowstore.bank import EncodedExpert, ExpertBank
+from knowstore.catalog import Catalog
+from knowstore.errors import ConfigError, FingerprintError, SourceError
+from knowstore.passages import PassageRow, PassageTable
+from knowstore.records import Passage
+
+_FORMAT = 1
+_ROWS = 256  # rows in memory
+_PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+def export(folder: Path, catalog: Catalog, table: PassageTable, bank: ExpertBank, fingerprints: dict[str, str]) -> int:
+    """Write the live state to `folder`; see `KnowledgeStore.export`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    head = catalog.head()
+    pairs = catalog.live_placements()
+    ids = {passage_id for passage_id, _ in pairs}
+    writer = None
+    for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
+        writer = writer or pq.ParquetWriter(folder / "passages.parquet", batch.schema)
+        writer.write_batch(batch)
+    if writer is not None:
+        writer.close()
+    schema = pa.schema(
+        [
+            ("passage_id", pa.string()), ("fingerprint", pa.string()), ("codec", pa.string()), ("form", pa.string()),
+            ("rank", pa.int32()), ("segment_ranks", pa.list_(pa.int32())), ("data", pa.large_binary()),
+            ("checksum", pa.string()), ("batch_id", pa.int64()),
+        ]
+    )  # fmt: skip
+    with pq.ParquetWriter(folder / "experts.parquet", schema) as experts:
+        part: list[dict[str, object]] = []
+        for expert in bank.iter_encoded():
+            if expert.passage_id in ids:
+                part.append(asdict(expert))
+            if len(part) >= _ROWS:
+                experts.write_table(pa.Table.from_pylist(part, schema=schema))
+                part = []
+        experts.write_table(pa.Table.from_pylist(part, schema=schema))
+    sources = pa.table({"passage_id": [i for i, _ in pairs], "source": [source for _, source in pairs]})
+    pq.write_table(sources, folder / "sources.parquet")
+    manifest = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return len(ids)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported bank."""
+
+    folder: Path
+    fingerprints: dict[str, str]
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read the manifest; see `KnowledgeStore.import_` for what is raised."""
+        path = folder / "manifest.json"
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise ValueError(f"larger than {_MAX_MANIFEST_BYTES} bytes")
+            manifest = json.loads(path.read_text("utf-8"))
+            if manifest["format"] != _FORMAT:
+                raise ValueError(f"format {manifest['format']}, expected {_FORMAT}")
+            return cls(folder, {str(key): str(value) for key, value in manifest["fingerprints"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+
+    def check(self, fingerprints: dict[str, str]) -> None:
+        """Raise FingerprintError when the experts or vectors were made by other models."""
+        other = [name for name, digest in fingerprints.items() if self.fingerprints.get(name) != digest]
+        if other:
+            raise FingerprintError(
+                f"the bank in {self.folder} was made with another {', '.join(other)}",
+                kept="the store is as it was",
+                fix="import it into a store with the same models, or ingest the passages' sources",
+            )
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Placements (passage_id, source)."""
+        table = self._read("sources.parquet", ["passage_id", "source"])
+        return list(zip(table["passage_id"].to_pylist(), table["source"].to_pylist(), strict=True))
+
+    def write(self, wanted: set[str], table: PassageTable, bank: ExpertBank, batch_id: int) -> None:
+        """Write the rows of `wanted` into a staged batch; every row's id and checksum is verified."""
+        bank.add_encoded(self._experts(wanted), batch_id)
+        missing = wanted - bank.existing(wanted)
+        if missing:
+            raise _damaged(self.folder / "experts.parquet", ValueError(f"{len(missing)} experts are missing"))
+        missing = set(wanted)
+        for batch in self._batches("passages.parquet"):
+            rows = [_row(raw) for raw in batch.to_pylist() if raw["id"] in missing]
+            for row, raw_id in ((row, row.passage.passage_id) for row in rows):
+                if raw_id not in wanted:
+                    error = ValueError(f"passage {row.passage.title!r} is not what its id says")
+                    raise _damaged(self.folder / "passages.parquet", error)
+                missing.discard(raw_id)
+            table.add(rows, batch_id)
+        if missing:
+            raise _damaged(self.folder / "passages.parquet", ValueError(f"{len(missing)} passages are missing"))
+
+    def _experts(self, wanted: set[str]) -> Iterator[EncodedExpert]:
+        for batch in self._batches("experts.parquet"):
+            for raw in batch.to_pylist():
+                if raw["passage_id"] in wanted:
+                    yield EncodedExpert(**(raw | {"segment_ranks": tuple(raw["segment_ranks"])}))
+
+    def _read(self, name: str, columns: list[str]) -> pa.Table:
+        try:
+            return pq.read_table(self.folder / name, columns=columns)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise _damaged(self.folder / name, error) from error
+
+    def _batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(self.folder / name) as file:
+                yield from file.iter_batches(_ROWS)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(self.folder / name, error) from error
+
+
+def _row(raw: dict[str, object]) -> PassageRow:
+    values = {name: raw[name] for name in _PASSAGE_COLUMNS}
+    vector = np.asarray(values["vector"], np.float32)
+    flat = values["segments"]
+    assert isinstance(flat, list)
+    vectors = np.frombuffer(bytes(values["segment_vectors"] or b""), np.float16)  # type: ignore[call-overload]
+    passage = Passage(*(str(values[name] or "") for name in ("text", "title", "source", "date")))
+    return PassageRow(
+        passage,
+        vector,
+        list(zip(flat[::2], flat[1::2], strict=True)),
+        vectors.reshape(-1, len(vector)).astype(np.float32),
+    )
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"{path} is not part of an exported bank: {error}",
+        kept="the store is as it was",
+        fix="export the bank again",
+    )

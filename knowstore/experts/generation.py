@@ -1,0 +1,129 @@
+"""Generating answers with a frozen LLM: prompts to token ids, left-padded batches, the stop, streaming."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from knowstore.config import GenerationConfig
+from knowstore.experts.expert import Experts
+from knowstore.experts.llm import FrozenLLM
+from knowstore.experts.mount import mount
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question's prompt; `before` stands in front of it and holds passages, or is empty."""
+
+    before: str
+    question: str
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The text of one answer, when its first token was there, and how many tokens of its prompt were cut."""
+
+    text: str
+    first_token_s: float
+    n_cut: int
+
+
+class _Stream(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
+    """Notes when the first token comes and hands text on as soon as it is final."""
+
+    def __init__(self, llm: FrozenLLM, on_text: Callable[[str], None] | None) -> None:
+        self.llm, self.on_text = llm, on_text
+        self.started = time.perf_counter()
+        self.first_token_s = 0.0
+        self.ids: list[int] = []
+        self.shown = 0
+        self.is_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self.is_prompt:
+            self.is_prompt = False
+            return
+        if not self.ids:
+            self.first_token_s = time.perf_counter() - self.started
+        self.ids.extend(value.reshape(-1).tolist())
+        if self.on_text is not None:
+            text = decode(self.llm, self.ids)
+            if not text.endswith("\ufffd"):  # half of a character
+                self.on_text(text[self.shown :])
+                self.shown = len(text)
+
+    def end(self) -> None:
+        pass
+
+
+def decode(llm: FrozenLLM, ids: Sequence[int]) -> str:
+    """The answer that token ids spell: up to the first end of sequence or of a line."""
+    text: str = llm.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.lstrip().split("\n", 1)[0].rstrip()
+
+
+def generate(
+    llm: FrozenLLM,
+    prompts: Sequence[Prompt],
+    experts: Experts | None,
+    layer: int,
+    config: GenerationConfig,
+    *,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Generated]:
+    """Answer B prompts in one batch, each with its own experts, until the model stops or a line ends.
+
+    Args:
+        experts: what to mount, for B questions; None mounts nothing.
+        layer: 0-based decoder block of the experts.
+        on_text: called with pieces of the answer as they come; for a single greedy or sampled prompt.
+    """
+    limit = _max_prompt_tokens(llm, config.max_tokens)
+    rows: list[list[int]] = []
+    starts, cuts = [], []
+    for prompt in prompts:
+        question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
+        before = llm.prompt_ids(prompt.before) if prompt.before else []
+        n_cut = max(0, len(before) + len(question) - limit)
+        before, question = before[: max(0, len(before) - n_cut)], question[-limit:]
+        rows.append(before + question)
+        starts.append(len(before))
+        cuts.append(n_cut)
+    width = max(len(row) for row in rows)
+    pad = llm.tokenizer.pad_token_id if llm.tokenizer.pad_token_id is not None else llm.stop_ids[0]
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=llm.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=llm.device)
+    is_from_question = config.where == "question" and any(starts)
+    positions = (
+        [width - len(row) + start for row, start in zip(rows, starts, strict=True)] if is_from_question else None
+    )
+    stream = _Stream(llm, on_text) if len(rows) == 1 and config.n_beams == 1 else None
+    mounted = nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions)
+    sampling = {"temperature": config.sampling_temperature} if config.do_sample else {"temperature": None}
+    with torch.inference_mode(), mounted:
+        out = llm.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=config.max_tokens,
+            do_sample=config.do_sample,
+            num_beams=config.n_beams,
+            eos_token_id=llm.stop_ids,
+            pad_token_id=pad,
+            top_p=None,
+            top_k=None,
+            streamer=stream,
+            **sampling,
+        )
+    first = stream.first_token_s if stream is not None else 0.0
+    return [Generated(decode(llm, row[width:].tolist()), first, cut) for row, cut in zip(out, cuts, strict=True)]
+
+
+def _max_prompt_tokens(llm: FrozenLLM, max_new_tokens: int) -> int:
+    longest = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None) or 4096
+    return max(16, int(longest) - max_new_tokens)

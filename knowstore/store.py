@@ -1,0 +1,694 @@
+"""KnowledgeStore: the one object to open; it joins the parts and holds no maths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from knowstore import _transfer, _upkeep
+from knowstore._answering import Reader, Timer, given_weights, mounted_llm
+from knowstore._ingest import Scan, Sources, write_passages
+from knowstore._layout import Layout
+from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bank import ExpertBank
+from knowstore.catalog import Catalog, Change
+from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
+from knowstore.errors import CatalogError, PassageError, UnknownPassageError
+from knowstore.passages import FaissIndex, PassageTable, StoredRow
+from knowstore.records import (
+    Answer,
+    BatchKind,
+    EditBatch,
+    Hit,
+    IngestReport,
+    Mode,
+    MountedExpert,
+    Passage,
+    RemoveReport,
+    RollbackReport,
+    SourceFailure,
+    Stats,
+    StoredPassage,
+    VerifyReport,
+)
+from knowstore.sources import ColumnMap
+
+if TYPE_CHECKING:
+    from knowstore.experts import FrozenLLM
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What an ingest would do."""
+
+    new: int
+    unchanged: int
+    superseded: int
+    sources: int
+    failures: tuple[SourceFailure, ...]
+
+
+@dataclass(frozen=True)
+class PassageDetail:
+    """A stored passage and what the bank says of its expert; None when it has none."""
+
+    stored: StoredPassage
+    expert: dict[str, object] | None
+
+
+class KnowledgeStore:
+    """A continual knowledge store for a frozen language model.
+
+        with KnowledgeStore.open("kb") as store:
+            batch = store.add([Passage(title="Rome", text="Rome was founded in 753 BC.")])
+            print(store.ask("When was Rome founded?").text)
+            store.rollback(batch.id)
+
+    Reads see the latest committed edit batch and never wait. Writes take the store's one writer lock, first
+    finish or discard what a crash left, and are either committed whole or not at all.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        catalog: Catalog,
+        models: LoadedModels,
+        bank_config: BankConfig,
+        retrieval: RetrievalConfig,
+        generation: GenerationConfig,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.layout, self.catalog, self.models = layout, catalog, models
+        self.retrieval, self.generation = retrieval, generation
+        self._bank_config, self._on_progress = bank_config, on_progress
+        self._table: PassageTable | None = None
+        self._bank: ExpertBank | None = None
+        self._faiss: FaissIndex | None = None
+
+    @classmethod
+    def open(
+        cls,
+        location: str | Path = ".knowstore",
+        *,
+        create: bool = True,
+        catalog_url: str | None = None,
+        models: ModelConfig | None = None,
+        bank: BankConfig | None = None,
+        retrieval: RetrievalConfig | None = None,
+        generation: GenerationConfig | None = None,
+        allow_untrained: bool = False,
+        on_progress: OnProgress | None = None,
+        cache_dir: Path | None = None,
+    ) -> KnowledgeStore:
+        """Open a store, bringing its catalog to the present schema; no model is loaded yet.
+
+        Args:
+            location: the store's folder.
+            create: make the store when there is none.
+            catalog_url: SQLAlchemy URL of the catalog; SQLite in the store's folder when None.
+            models: which models; when None, those that the store was made with.
+            bank: how experts are kept; the codec counts when the store is made and is kept from then on.
+            retrieval, generation: how questions are answered.
+            allow_untrained: answer with a hypernetwork that nobody trained.
+            on_progress: called with a stage, steps done and steps in all (None when unknown).
+            cache_dir: where converted models are kept; the user's cache directory when None.
+
+        Raises:
+            ConfigError: no store there and `create` is False, or a setting that cannot work.
+            CatalogError: the catalog cannot be read, or was written by a newer version.
+        """
+        layout = Layout.open(Path(location), create=create, catalog_url=catalog_url)
+        catalog = Catalog.open(catalog_url or layout.catalog_path)
+        try:
+            layout.check_catalog(catalog)
+            recorded = catalog.setting("models")
+            if models is None:
+                models = ModelConfig(**recorded) if isinstance(recorded, dict) else ModelConfig()
+            loaded = LoadedModels(models, allow_untrained, on_progress, cache_dir)
+            bank = bank or BankConfig()
+            codec = catalog.setting("codec")
+            if codec is not None:
+                bank = replace(bank, codec=cast(Codec, codec))
+            return cls(
+                layout,
+                catalog,
+                loaded,
+                bank,
+                retrieval or RetrievalConfig(),
+                generation or GenerationConfig(),
+                on_progress,
+            )
+        except BaseException:
+            catalog.close()
+            raise
+
+    def close(self) -> None:
+        """Close the catalog; the tables need no closing."""
+        self.catalog.close()
+
+    def __enter__(self) -> KnowledgeStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # adding
+
+    def plan(
+        self,
+        paths: Sequence[str],
+        *,
+        split: SplitConfig | None = None,
+        columns: ColumnMap | None = None,
+        stdin: BinaryIO | None = None,
+    ) -> IngestPlan:
+        """What `ingest` would do with the same arguments; loads no model and writes nothing."""
+        with ExitStack() as stack:
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            scan = sources.scan(self._on_progress, strict=False)
+        ids = scan.passage_ids
+        live = self.catalog.live_ids(ids)
+        change = self._change(scan)
+        _, ending = self.catalog.effects(change)
+        return IngestPlan(len(ids - live), len(live), len(ending), len(sources.sources), tuple(scan.failures))
+
+    def ingest(
+        self,
+        paths: Sequence[str],
+        *,
+        split: SplitConfig | None = None,
+        columns: ColumnMap | None = None,
+        strict: bool = False,
+        note: str = "",
+        stdin: BinaryIO | None = None,
+    ) -> IngestReport:
+        """Turn files into passages with experts, as one edit batch.
+
+        What is stored already stays as it is; passages that a source held before and holds no more are
+        superseded. Interrupted, it can be run again and goes on where it was.
+
+        Args:
+            paths: files, folders, glob patterns, or `-` for `stdin`.
+            split: how documents become passages.
+            columns: which columns of tabular data are what; found by their names when None.
+            strict: stop at the first input that cannot be read, before anything is written.
+            stdin: binary stream that `-` stands for.
+
+        Raises:
+            SourceError: when `strict`.
+            StoreLockedError: another writer holds the store.
+        """
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            scan = sources.scan(self._on_progress, strict=strict)
+            stack.enter_context(self._writer(keep_staged=True))
+            n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
+            change = self._change(scan)
+            batch, model_seconds = self._commit("ingest", change, lambda wanted: sources.again(wanted), note)
+        return IngestReport(
+            batch_id=None if batch is None else batch.id,
+            passages_added=0 if batch is None else batch.n_added,
+            passages_unchanged=n_unchanged,
+            passages_superseded=0 if batch is None else batch.n_superseded,
+            failures=tuple(scan.failures),
+            seconds=time.perf_counter() - started,
+            seconds_in_models=model_seconds,
+        )
+
+    def _change(self, scan: Scan) -> Change:
+        added, superseded = [], []
+        for source, ids in scan.placements.items():
+            live = {passage_id for passage_id, _ in self.catalog.live_placements(source=source)}
+            added += [(passage_id, source) for passage_id in sorted(ids - live)]
+            if source not in scan.unread:
+                superseded += [(passage_id, source) for passage_id in sorted(live - ids)]
+        return Change(added=added, removed=[], superseded=superseded)
+
+    def add(self, passages: Sequence[Passage], *, note: str = "") -> EditBatch:
+        """Add passages as one edit batch; those that are live already change nothing.
+
+        Raises:
+            PassageError: a passage without text, or nothing that is new.
+            StoreLockedError: another writer holds the store.
+        """
+        return self._replace([], passages, "add", note)
+
+    def replace(self, passage_id: str, passage: Passage, *, note: str = "") -> EditBatch:
+        """Put a passage in the place of another, as one edit batch.
+
+        Raises:
+            UnknownPassageError: no live passage has this id.
+        """
+        return self._replace([passage_id], [passage], "replace", note)
+
+    def _replace(self, old_ids: Sequence[str], passages: Sequence[Passage], kind: BatchKind, note: str) -> EditBatch:
+        empty = [passage.title for passage in passages if not passage.text.strip()]
+        if empty:
+            raise PassageError(
+                f"{len(empty)} passages without text, titled {empty[0]!r} first",
+                kept="the store is as it was",
+                fix="leave out passages without text",
+            )
+        by_id = {passage.passage_id: passage for passage in passages}
+        with self._writer():
+            removed = self._live_pairs(old_ids)
+            change = Change([(i, p.source) for i, p in by_id.items()], removed, [])
+            batch, _ = self._commit(kind, change, lambda wanted: (by_id[i] for i in sorted(wanted)), note)
+        if batch is None:
+            raise PassageError(
+                "every one of these passages is live already",
+                kept="the store is as it was",
+                fix="nothing needs to be done",
+            )
+        return batch
+
+    # taking away
+
+    def remove(self, passage_ids: Sequence[str], *, purge: bool = False, note: str = "") -> RemoveReport:
+        """Remove passages as one edit batch; a removed passage is never found again, until a rollback.
+
+        Args:
+            passage_ids: live passages; with `purge` also ones that were removed before.
+            purge: delete text, vectors and tensors from every file of the store; no rollback brings them back.
+
+        Raises:
+            UnknownPassageError: an id that is not live (with `purge`: not stored); nothing was removed.
+        """
+        ids = list(dict.fromkeys(passage_ids))
+        with self._writer():
+            live = self.catalog.live_ids(ids)
+            stored = self._existing_table().existing(ids) if purge else live
+            self._check_known(ids, live | stored)
+            batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
+            if purge:
+                _upkeep.purge(self.catalog, self._existing_table(), self._existing_bank(), ids)
+        return RemoveReport(None if batch is None else batch.id, len(live), purge)
+
+    def rollback(self, batch_id: int, *, note: str = "") -> RollbackReport:
+        """Restore exactly what was live just before an edit batch, undoing it and every later one.
+
+        The rollback is an edit batch itself and can be rolled back.
+
+        Raises:
+            UnknownBatchError: no live batch has this id.
+            CatalogError: passages that would come back were purged; nothing was changed.
+        """
+        with self._writer():
+            change = self._rollback_change(batch_id)
+            batch, _ = self._commit("rollback", change, None, note or f"undo batch {batch_id} and later")
+        if batch is None:
+            return RollbackReport(None, 0, 0)
+        return RollbackReport(batch.id, batch.n_added, batch.n_removed)
+
+    def rollback_preview(self, batch_id: int) -> RollbackReport:
+        """What `rollback` would restore and remove; changes nothing."""
+        coming, going = self.catalog.effects(self._rollback_change(batch_id))
+        return RollbackReport(None, len(coming), len(going))
+
+    def _rollback_change(self, batch_id: int) -> Change:
+        change = self.catalog.rollback_change(batch_id)
+        purged = self.catalog.purged({passage_id for passage_id, _ in change.added})
+        if purged:
+            raise CatalogError(
+                f"{len(purged)} passages that were live before batch {batch_id} were purged since",
+                kept="the store is as it was",
+                fix="ingest their source again, or roll back to a later batch",
+            )
+        return change
+
+    # asking
+
+    def retrieve(self, question: str, *, filters: Filters | None = None) -> list[Hit]:
+        """The passages proposed for a question (Eq. 7) in the reranker's order, best first."""
+        reader = self._reader()
+        return [] if reader is None else reader.retrieve(question, filters, Timer())
+
+    def ask(
+        self,
+        question: str,
+        *,
+        mode: Mode = "experts",
+        filters: Filters | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question from the store.
+
+        Args:
+            mode: `experts` mounts the experts of the retrieved passages and asks the question alone, `rag` puts
+                the passages in the prompt, `hybrid` does both.
+            filters: which passages may be used.
+            on_text: called with pieces of the answer as they come.
+
+        Raises:
+            HypernetworkError: the hypernetwork was never trained.
+            ConfigError: an unknown mode, or models that are not those of the store.
+        """
+        return self._answer([question], mode, filters, on_text)[0]
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        mode: Mode = "experts",
+        filters: Filters | None = None,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """Answer questions in batches, each with its own experts; arguments as for `ask`."""
+        answers: list[Answer] = []
+        for first in range(0, len(questions), batch_size):
+            answers += self._answer(questions[first : first + batch_size], mode, filters, None)
+        return answers
+
+    def _answer(
+        self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
+    ) -> list[Answer]:
+        _check_question(questions, mode)
+        reader = self._reader()
+        if reader is None:
+            raise PassageError(
+                f"the store in {self.layout.folder} holds no passage yet",
+                kept="nothing was asked",
+                fix="ingest something first: `knowstore ingest PATH`",
+            )
+        if mode != "rag":
+            self.models.check_trained()
+        answers = reader.answer(questions, mode, filters, on_text)
+        self._faiss = reader.faiss
+        return answers
+
+    def mount(
+        self,
+        question_or_ids: str | Sequence[str],
+        *,
+        weights: Sequence[float] | None = None,
+        filters: Filters | None = None,
+    ) -> AbstractContextManager[FrozenLLM]:
+        """The LLM with chosen experts on, for the time of a `with` block.
+
+            with store.mount("Who founded Rome?") as llm:
+                llm.model.generate(...)
+
+        Args:
+            question_or_ids: a question, whose experts are retrieved and weighed, or passage ids.
+            weights: one for each id; equal ones when None.
+
+        Raises:
+            UnknownPassageError: an id that is not live.
+            MountError: another number of weights than ids.
+        """
+        reader = self._reader()
+        if reader is None:
+            self._check_known([] if isinstance(question_or_ids, str) else question_or_ids, set())
+            return _bare(self.models)
+        if isinstance(question_or_ids, str):
+            return mounted_llm(reader, reader.weigh(reader.retrieve(question_or_ids, filters, Timer())))
+        ids = list(question_or_ids)
+        rows = {row.id: row for row in reader.table.get(ids, at=reader.at)}
+        self._check_known(ids, set(rows))
+        mounted = [
+            MountedExpert(
+                i, w, 0.0, rows[i].live_from, rows[i].passage.source, rows[i].passage.title, rows[i].passage.text
+            )
+            for i, w in zip(ids, given_weights(weights, len(ids)), strict=True)
+        ]
+        return mounted_llm(reader, mounted)
+
+    # looking
+
+    def batches(self, limit: int | None = None, offset: int = 0) -> list[EditBatch]:
+        """Edit batches, newest first."""
+        return self.catalog.batches(limit, offset)
+
+    def batch_items(self, batch_id: int) -> dict[str, list[tuple[str, str]]]:
+        """The pairs (passage_id, source) that a batch `added`, `removed` and `superseded`."""
+        return self.catalog.batch_items(batch_id)
+
+    def passages(self, *, source: str | None = None, limit: int | None = None, offset: int = 0) -> list[StoredPassage]:
+        """Live passages in the order they were added, of one source if given."""
+        pairs = self.catalog.live_placements(source=source)
+        ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
+        chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
+        if not chosen:
+            return []
+        rows = self._existing_table().get(chosen, at=self.catalog.head())
+        return [StoredPassage(row.passage, row.id, row.live_from) for row in rows]
+
+    def show(self, passage_id: str) -> PassageDetail:
+        """One stored passage, live or removed, and its expert.
+
+        Raises:
+            UnknownPassageError: no passage with this id is stored.
+        """
+        head = self.catalog.head()
+        rows: list[StoredRow] = self._existing_table().get([passage_id], at=None) if head else []
+        rows = [row for row in rows if row.live_from <= head]
+        self._check_known([passage_id], {row.id for row in rows})
+        row = rows[0]
+        is_live = row.live_from <= head < row.live_to
+        stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
+        expert = next(iter(self._existing_bank().iter_encoded([passage_id])), None)
+        if expert is None:
+            return PassageDetail(stored, None)
+        described: dict[str, object] = {
+            "fingerprint": expert.fingerprint,
+            "codec": expert.codec,
+            "form": expert.form,
+            "rank": expert.rank,
+            "segments": list(expert.segment_ranks),
+            "bytes": len(expert.data),
+            "checksum": expert.checksum,
+        }
+        return PassageDetail(stored, described)
+
+    def stats(self) -> Stats:
+        """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
+        sizes = self.layout.size_bytes()
+        n_batches = sum(batch.state == "live" for batch in self.catalog.batches())
+        n_experts = self._existing_bank().count() if self.layout.has_tables else 0
+        return Stats(self.catalog.count_live(), n_experts, n_batches, sizes)
+
+    def weights_note(self) -> str:
+        """How good the configured hypernetwork is, in its makers' words."""
+        return str(self.models.hypernetwork_config.get("notes", ""))
+
+    # upkeep
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Compare catalog, passages and experts row by row, and every expert's bytes with their checksum.
+
+        Args:
+            repair: mend what can be mended: visibility from the catalog, experts from their passages.
+        """
+        if not self.layout.has_tables:
+            return VerifyReport(True, (), {})
+        if not repair:
+            return _upkeep.verify(self.catalog, self._existing_table(), self._existing_bank(), self._on_progress)
+        with self._writer():
+            return _upkeep.repair(
+                self.catalog,
+                self._existing_table(),
+                self._existing_bank(),
+                self.models,
+                self._bank_config.codec,
+                self._on_progress,
+            )
+
+    def export(self, folder: Path) -> int:
+        """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
+
+        Raises:
+            ConfigError: the folder is not empty.
+        """
+        table, bank = self._existing_table(), self._existing_bank()
+        fingerprints = self.catalog.setting("fingerprints")
+        return _transfer.export(folder, self.catalog, table, bank, cast(dict[str, str], fingerprints))
+
+    def import_(self, folder: Path, *, note: str = "") -> IngestReport:
+        """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
+
+        Raises:
+            SourceError: the folder is no exported bank, or is damaged; nothing was changed.
+            FingerprintError: its experts were made for other models.
+        """
+        started = time.perf_counter()
+        bundle = _transfer.Bundle.open(folder)
+        bundle.check(self.models.fingerprints)
+        with self._writer():
+            pairs = bundle.pairs()
+            live = set(self.catalog.live_placements())
+            n_unchanged = len(self.catalog.live_ids({passage_id for passage_id, _ in pairs}))
+            change = Change([pair for pair in pairs if pair not in live], [], [])
+            table, bank = self._tables()
+
+            def write(wanted: set[str], batch_id: int) -> float:
+                bundle.write(wanted, table, bank, batch_id)
+                return 0.0
+
+            batch, _ = self._apply("import", change, write, note)
+        n_added = 0 if batch is None else batch.n_added
+        seconds = time.perf_counter() - started
+        return IngestReport(None if batch is None else batch.id, n_added, n_unchanged, 0, (), seconds)
+
+    # the commit protocol
+
+    def _commit(
+        self,
+        kind: BatchKind,
+        change: Change,
+        passages: Callable[[set[str]], Iterator[Passage]] | None,
+        note: str,
+    ) -> tuple[EditBatch | None, float]:
+        def write(wanted: set[str], batch_id: int) -> float:
+            if not wanted or passages is None:
+                return 0.0
+            table, bank = self._tables()
+            codec = self._bank_config.codec
+            written = write_passages(
+                passages(wanted), len(wanted), table, bank, self.models, codec, batch_id, self._on_progress
+            )
+            if missing := wanted - written.ids:
+                raise PassageError(
+                    f"{len(missing)} passages were read at first and not again: a source changed meanwhile",
+                    kept="the store is as it was; what was generated is taken up by the next ingest",
+                    fix="run the command again",
+                )
+            return written.model_seconds
+
+        return self._apply(kind, change, write, note)
+
+    def _apply(
+        self, kind: BatchKind, change: Change, write: Callable[[set[str], int], float], note: str
+    ) -> tuple[EditBatch | None, float]:
+        """Stage, write rows, commit: nobody sees anything of the batch before the last step."""
+        coming, going = self.catalog.effects(change)
+        if not (coming or going or change.added or change.removed or change.superseded):
+            _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
+            return None, 0.0
+        table, bank = self._tables() if coming or self.layout.has_tables else (None, None)
+        staged = self.catalog.staged() or self.catalog.stage(
+            kind,
+            note,
+            passages_version=None if table is None else table.version,
+            experts_version=None if bank is None else bank.version,
+        )
+        try:
+            model_seconds = 0.0
+            if table is not None and bank is not None:
+                known = table.existing(coming) & bank.existing(coming)
+                model_seconds = write(coming - known, staged.id)
+                table.revive(known, staged.id)
+                table.retire(going, staged.id)
+                _upkeep.drop_strays(table, bank, staged.id, coming)
+                table.optimize()
+                bank.optimize()
+            batch = self.catalog.commit(
+                staged.id,
+                change,
+                passages_version=None if table is None else table.version,
+                experts_version=None if bank is None else bank.version,
+            )
+        except Exception:
+            if kind != "ingest":
+                _upkeep.recover(self.catalog, table, bank)
+            raise
+        return batch, model_seconds
+
+    @contextmanager
+    def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
+        """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
+        with self.catalog.writer():
+            if self.layout.has_tables:
+                _upkeep.finish_purge(self.catalog, self._existing_table(), self._existing_bank())
+            staged = self.catalog.staged()
+            if staged is not None and not (keep_staged and staged.kind == "ingest"):
+                _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
+            yield
+
+    # the tables
+
+    def _reader(self) -> Reader | None:
+        """The latest snapshot; None while the store is empty. The catalog is read before the tables."""
+        head = self.catalog.head()
+        if head == 0 or not self.layout.has_tables:
+            return None
+        self.models.check_store(self.catalog.setting("fingerprints"))
+        table, bank = self._existing_table(), self._existing_bank()
+        table.refresh()
+        bank.refresh()
+        return Reader(table, bank, self.models, self.retrieval, self.generation, head, self._faiss)
+
+    def _tables(self) -> tuple[PassageTable, ExpertBank]:
+        """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
+        self.models.check_store(self.catalog.setting("fingerprints"))
+        uri = str(self.layout.tables)
+        fingerprints = self.models.fingerprints
+        if not self.layout.has_tables or self._table is None:
+            dim = self.models.retriever.dim if not self.layout.has_tables else None
+            self._table = PassageTable.open(uri, dim=dim, create=True)
+        self._bank = ExpertBank.open(
+            uri, fingerprint=fingerprints["experts"], create=True, cache_bytes=self._bank_config.cache_bytes
+        )
+        if self.catalog.setting("fingerprints") is None:
+            self.catalog.set_setting("fingerprints", fingerprints)
+            self.catalog.set_setting("models", asdict(self.models.config))
+            self.catalog.set_setting("codec", self._bank_config.codec)
+            for role, digest in fingerprints.items():
+                self.catalog.fingerprint(role, digest, {"reference": str(getattr(self.models.config, role, role))})
+        return self._table, self._bank
+
+    def _existing_table(self) -> PassageTable:
+        if self._table is None:
+            self._table = PassageTable.open(str(self.layout.tables))
+        return self._table
+
+    def _existing_bank(self) -> ExpertBank:
+        if self._bank is None:
+            recorded = self.catalog.setting("fingerprints")
+            fingerprint = cast(dict[str, str], recorded)["experts"] if isinstance(recorded, dict) else None
+            self._bank = ExpertBank.open(
+                str(self.layout.tables), fingerprint=fingerprint, cache_bytes=self._bank_config.cache_bytes
+            )
+        return self._bank
+
+    def _table_if_any(self) -> PassageTable | None:
+        return self._existing_table() if self.layout.has_tables else None
+
+    def _bank_if_any(self) -> ExpertBank | None:
+        return self._existing_bank() if self.layout.has_tables else None
+
+    def _live_pairs(self, passage_ids: Sequence[str]) -> list[tuple[str, str]]:
+        if not passage_ids:
+            return []
+        self._check_known(passage_ids, self.catalog.live_ids(passage_ids))
+        return self.catalog.live_placements(passage_ids=passage_ids)
+
+    def _check_known(self, passage_ids: Sequence[str], known: set[str]) -> None:
+        unknown = [passage_id for passage_id in passage_ids if passage_id not in known]
+        if unknown:
+            raise UnknownPassageError(
+                f"no passage {unknown[0]!r} in the store" + (f" (and {len(unknown) - 1} more)" if unknown[1:] else ""),
+                kept="the store is as it was",
+                fix="`knowstore list` shows the passages there are",
+            )
+
+
+@contextmanager
+def _bare(models: LoadedModels) -> Iterator[FrozenLLM]:
+    yield models.llm
+
+
+def _check_question(questions: Sequence[str], mode: str) -> None:
+    from knowstore.errors import ConfigError
+
+    if mode not in ("experts", "rag", "hybrid"):
+        raise ConfigError(f"mode is {mode!r}", kept="nothing was asked", fix="use one of experts, rag, hybrid")
+    if any(not question.strip() for question in questions):
+        raise ConfigError("the question is empty", kept="nothing was asked", fix="ask something")

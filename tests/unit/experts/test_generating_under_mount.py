@@ -1,0 +1,186 @@
+"""`model.generate` with experts on: cache, sampling, beams, streaming, batches, and where the experts act."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, TextIteratorStreamer
+
+from knowstore.config import GenerationConfig
+from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, generate, mount
+
+LAYER, N_NEW = 1, 6
+MakeExpert = Callable[..., Expert]
+Build = Callable[[str], PreTrainedModel]
+TEXTS = ("Who founded Rome?", "Where does the river Rhône end, and in which sea?")
+GREEDY = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "pad_token_id": 0}
+
+
+def experts_for(*questions: list[Expert]) -> Experts:
+    weighted = [[(expert, 1 / len(question), None) for expert in question] for question in questions]
+    return combine(weighted, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def pair(make_expert: MakeExpert) -> tuple[list[Expert], list[Expert]]:
+    return [make_expert(8, seed=1)], [make_expert(6, seed=2), make_expert(3, seed=3)]
+
+
+def left_padded(llm: FrozenLLM, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    rows = [llm.prompt_ids(text) for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def generated(llm: FrozenLLM, ids: Tensor, mask: Tensor, **options: object) -> Tensor:
+    out: Tensor = llm.model.generate(input_ids=ids, attention_mask=mask, **(GREEDY | options))
+    return out[:, ids.shape[1] :]
+
+
+def test_greedy_answers_are_the_same_with_and_without_key_value_cache(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS)
+    bare = generated(tiny_llm, ids, mask)
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        cached = generated(tiny_llm, ids, mask, use_cache=True)
+        assert torch.equal(cached, generated(tiny_llm, ids, mask, use_cache=False))
+    assert not torch.equal(cached, bare)
+    assert torch.equal(generated(tiny_llm, ids, mask), bare)
+
+
+def test_a_left_padded_batch_answers_as_each_question_alone(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS)
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        together = generated(tiny_llm, ids, mask)
+        with torch.no_grad():
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            last = tiny_llm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1]
+    for row, text in enumerate(TEXTS):
+        alone, whole = left_padded(tiny_llm, (text,))
+        with mount(tiny_llm.model, experts_for(pair[row]), LAYER), torch.no_grad():
+            assert torch.equal(generated(tiny_llm, alone, whole)[0], together[row])
+            torch.testing.assert_close(tiny_llm.model(input_ids=alone).logits[0, -1], last[row], rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_repeats_with_its_seed(tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS)
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        found = []
+        for seed in (5, 5, 6):
+            torch.manual_seed(seed)
+            found.append(generated(tiny_llm, ids, mask, do_sample=True, temperature=2.0))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_several_samples_of_a_question_share_its_experts(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS)
+    options = {"do_sample": True, "temperature": 2.0}
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        torch.manual_seed(7)
+        samples = generated(tiny_llm, ids, mask, num_return_sequences=3, **options)
+    expanded = [pair[0]] * 3 + [pair[1]] * 3
+    with mount(tiny_llm.model, experts_for(*expanded), LAYER):
+        torch.manual_seed(7)
+        literal = generated(tiny_llm, ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), **options)
+    assert torch.equal(samples, literal)
+
+
+def test_beams_of_a_question_share_its_experts(tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS)
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        together = generated(tiny_llm, ids, mask, num_beams=3)
+    for row, text in enumerate(TEXTS):
+        alone, whole = left_padded(tiny_llm, (text,))
+        with mount(tiny_llm.model, experts_for(*[pair[row]] * 3), LAYER):  # a batch that was expanded before
+            assert torch.equal(generated(tiny_llm, alone, whole, num_beams=3)[0], together[row])
+
+
+def test_streaming_from_a_thread_gives_the_same_text(tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]) -> None:
+    ids, mask = left_padded(tiny_llm, TEXTS[:1])
+    experts = experts_for(pair[0])
+    with mount(tiny_llm.model, experts, LAYER):
+        expected = tiny_llm.tokenizer.decode(generated(tiny_llm, ids, mask)[0])
+    streamer = TextIteratorStreamer(tiny_llm.tokenizer, skip_prompt=True, timeout=30)
+
+    def answer() -> None:
+        with mount(tiny_llm.model, experts, LAYER):
+            generated(tiny_llm, ids, mask, streamer=streamer)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    assert text == expected
+
+
+def literal_greedy(llm: FrozenLLM, row: list[int], start: int, experts: Experts) -> list[int]:
+    """Each token from a whole new forward pass, with the experts' output cut off before `start`."""
+    ids = list(row)
+    for _ in range(N_NEW):
+        with torch.no_grad(), mount(llm.model, experts, LAYER, starts=[start]):
+            scores = llm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        scores[llm.model.generation_config.eos_token_id] = -torch.inf  # as GREEDY's least number of tokens does
+        ids.append(int(scores.argmax()))
+    return ids[len(row) :]
+
+
+def test_experts_from_the_question_onward_equal_a_full_recomputation(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
+    befores = ("Passage 1: Lyon lies on the Rhône.\n\n", "Passage 1: Romulus.\n\n")
+    rows = [[*tiny_llm.prompt_ids(b), *tiny_llm.prompt_ids(t, is_start=False)] for b, t in zip(befores, TEXTS, strict=True)]
+    before = [len(tiny_llm.prompt_ids(text)) for text in befores]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    starts = [width - len(row) + n for row, n in zip(rows, before, strict=True)]
+    with mount(tiny_llm.model, experts_for(*pair), LAYER, starts=starts):
+        cached = generated(tiny_llm, ids, mask)
+        assert torch.equal(cached, generated(tiny_llm, ids, mask, use_cache=False))
+        beams = generated(tiny_llm, ids, mask, num_beams=2)
+        assert torch.equal(beams, generated(tiny_llm, ids, mask, num_beams=2, use_cache=False))
+    with mount(tiny_llm.model, experts_for(*pair), LAYER):
+        assert not torch.equal(cached, generated(tiny_llm, ids, mask))
+    for row, tokens in enumerate(rows):
+        assert literal_greedy(tiny_llm, tokens, before[row], experts_for(pair[row])) == cached[row].tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "mistral"])
+def test_a_start_holds_while_tokens_come_one_by_one(
+    name: str, build: Build, token_ids: Tensor, make_expert: MakeExpert
+) -> None:
+    model, start = build(name), 4
+    with torch.no_grad(), mount(model, experts_for([make_expert(16)], [make_expert(16)]), LAYER, starts=[start, start]):
+        whole = model(input_ids=token_ids, use_cache=False).logits
+        cache, steps = DynamicCache(config=model.config), []
+        for part in token_ids.split([2, 1, 1, 1, 2], 1):
+            steps.append(model(input_ids=part, past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_through_generate_follow_the_experts(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
+    prompts = [Prompt("", text) for text in TEXTS]
+    config = GenerationConfig(max_tokens=N_NEW)
+    together = generate(tiny_llm, prompts, experts_for(*pair), LAYER, config)
+    pieces: list[str] = []
+    alone = [
+        generate(tiny_llm, [prompts[row]], experts_for(pair[row]), LAYER, config, on_text=pieces.append if row == 0 else None)
+        for row in (0, 1)
+    ]
+    assert [answer.text for answer in together] == [answers[0].text for answers in alone]
+    assert "".join(pieces).rstrip("\ufffd") == alone[0][0].text.rstrip("\ufffd")
+    assert [a.text for a in generate(tiny_llm, prompts, None, LAYER, config)] != [a.text for a in together]
