@@ -135,16 +135,14 @@ def _explain(output: Output, answer: Answer) -> None:
         passages.append(
             {
                 "passage": shortened(f"{hit.title}: {hit.text}" if hit.title else hit.text),
-                "passage_id": hit.passage_id,
                 "retrieval": hit.retrieval_score,
                 "rerank": hit.score,
                 "weight": expert.weight if expert else None,
                 "sentence_weights": " ".join(f"{weight:.2f}" for weight in expert.segment_weights) if expert else None,
                 "batch": hit.batch_id,
-                "source": hit.source,
             }
         )
-    columns = ["passage", "passage_id", "retrieval", "rerank", "weight", "sentence_weights", "batch", "source"]
+    columns = ["passage", "retrieval", "rerank", "weight", "sentence_weights", "batch"]
     output.table(passages, columns, title="Passages")
     timings = [{"stage": stage, "seconds": seconds} for stage, seconds in answer.timings_s.items()]
     output.table(timings, ["stage", "seconds"], title="Timings")

@@ -23,7 +23,7 @@ Note = Annotated[str, typer.Option(help="Kept with the edit batch.")]
 @command(app, example="knowstore remove 0f343b0931126a20f133d67c2b018a3b --dry-run")
 def remove(
     session: Session,
-    passage_ids: Annotated[list[str], typer.Argument(metavar="PASSAGE_ID...", help="As `knowstore list` shows them.")],
+    passage_ids: Annotated[list[str], typer.Argument(metavar="PASSAGE_ID", help="As `knowstore list` shows them.")],
     purge: Annotated[
         bool, typer.Option("--purge", help="Destroy text and tensors in every file too; no rollback brings them back.")
     ] = False,
@@ -34,21 +34,26 @@ def remove(
     """Remove passages and their experts."""
     output = session.output
     with session.open() as store:
-        _show_going(output, [store.show(passage_id) for passage_id in dict.fromkeys(passage_ids)])
-        n_passages = len(set(passage_ids))
+        details = [store.show(passage_id) for passage_id in dict.fromkeys(passage_ids)]
+        _show_going(output, details)
+        n_passages = len(details)
         if dry_run:
-            record = {"batch_id": None, "removed": n_passages, "purged": purge, "dry_run": True}
+            n_live = sum(detail.stored.state == "live" for detail in details)
+            record = {"batch_id": None, "removed": n_live, "purged": purge, "dry_run": True}
             output.result(record, f"Would {'purge' if purge else 'remove'} {count(n_passages, 'passage')}")
             return
         verb = "Destroy for good" if purge else "Remove"
         if not session.may_delete(f"{verb} {count(n_passages, 'passage')}?", is_sure=yes):
             return
         report = store.remove(list(dict.fromkeys(passage_ids)), purge=purge, note=note)
-    verb = "purged" if report.purged else "removed"
+    text = f"Edit batch {report.batch_id}: {count(report.removed, 'passage')} removed"
+    if report.purged:
+        text = f"{text} and purged" if report.batch_id is not None else f"{count(n_passages, 'passage')} purged"
+    ids = [] if report.batch_id is None else [report.batch_id]
     output.result(
         {"batch_id": report.batch_id, "removed": report.removed, "purged": report.purged},
-        f"Edit batch {report.batch_id}: {count(report.removed, 'passage')} {verb}",
-        [report.batch_id],
+        text,
+        ids,
     )
     if not report.purged:
         output.hint(f"undo it with `knowstore rollback {report.batch_id}`")

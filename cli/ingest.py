@@ -18,13 +18,13 @@ from .session import Session, given
 if TYPE_CHECKING:
     from knowstore import IngestPlan, IngestReport, KnowledgeStore
 
-KEPT = "every edit batch that was committed; this one is discarded whole"
+KEPT = "every edit batch that was committed; of this one nobody sees anything"
 
 
 @command(app, example="knowstore ingest README.md --note 'first try'")
 def ingest(
     session: Session,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders or globs; - reads stdin.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders or globs; - reads stdin.")],
     columns: Annotated[
         str | None, typer.Option(help="Which columns of tables hold what.", metavar="text=body,title=headline")
     ] = None,
@@ -62,7 +62,7 @@ def plan(session: Session, paths: list[str], how: dict[str, Any]) -> IngestPlan:
     """What an ingest would do; a store that is not there is not created for it."""
     from knowstore import KnowledgeStore
 
-    if session.folder.exists() or session.catalog:
+    if session.has_store:
         with session.open() as store:
             return store.plan(paths, **how)
     with tempfile.TemporaryDirectory() as empty, KnowledgeStore.open(Path(empty) / "store") as store:
@@ -108,7 +108,8 @@ def show_report(output: Output, report: IngestReport, store: KnowledgeStore) -> 
 
 def _report_line(report: IngestReport, store: KnowledgeStore) -> str:
     if report.batch_id is None:
-        return f"Nothing changed: {count(report.passages_unchanged, 'passage')} already in the store, {report.seconds:.1f} s"
+        known = count(report.passages_unchanged, "passage")
+        return f"Nothing changed: {known} already in the store, {report.seconds:.1f} s"
     stats = store.stats()
     n_bytes = stats.bytes.get("experts", 0) * report.passages_added / max(stats.experts, 1)
     n = report.passages_added
@@ -132,7 +133,7 @@ def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:
 
 
 def _check_codec(session: Session, codec: str | None) -> None:
-    if codec and session.folder.exists() and any(session.folder.iterdir()):
+    if codec and session.has_store:
         raise typer.BadParameter(
             f"{session.folder} exists, and a store keeps the codec that it was created with", param_hint="--codec"
         )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, object]
 
+_CUT = ("passage", "text", "title")  # columns of which a terminal shows as much as fits on the line
+_LEAST, _LONG = 12, 32
+
 
 class Output:
     """What a command says, in the form that was asked for.
@@ -69,12 +72,19 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        console = _console(stream)
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column.replace("_", " "), overflow="fold")
+        for column, n_chars in zip(columns, _widths(columns, cells, console.width), strict=True):
+            table.add_column(
+                column.replace("_", " "),
+                min_width=n_chars if column.endswith("id") else None,  # an id that is cut is of no use
+                max_width=n_chars,
+                no_wrap=n_chars is not None,
+                overflow="ellipsis",
+            )
         for line in cells:
             table.add_row(*(Text(_visible(cell, stream)) for cell in line))
-        _console(stream).print(table)
+        console.print(table)
 
     def stream(self, text: str) -> None:
         """A piece of an answer as it is generated."""
@@ -181,6 +191,19 @@ def _console(stream: IO[str]) -> Console:
     from rich.console import Console
 
     return Console(file=stream, markup=False, highlight=False, emoji=False)
+
+
+def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], n_chars: int) -> list[int | None]:
+    """Widths for a line of `n_chars`: short columns whole, texts share what is left, others wrap."""
+    longest = [max([len(column), *map(len, line)]) for column, *line in zip(columns, *cells, strict=True)]
+    taken = sum(
+        2 + (min(long, _LONG) if column not in _CUT else 0) for column, long in zip(columns, longest, strict=True)
+    )
+    share = max(_LEAST, (n_chars - taken) // max(1, sum(column in _CUT for column in columns)))
+    return [
+        share if column in _CUT else long if long <= _LONG else None
+        for column, long in zip(columns, longest, strict=True)
+    ]
 
 
 def _visible(text: str, stream: IO[str]) -> str:

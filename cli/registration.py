@@ -113,7 +113,7 @@ def command(commands: typer.Typer, *, example: str, name: str | None = None) -> 
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         _with_options(run, own, on_command=True)
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         commands.command(name, epilog=_example(example))(run)
         return function
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +31,31 @@ class Session:
     def folder(self) -> Path:
         return Path(self.store)
 
+    @property
+    def has_store(self) -> bool:
+        return (self.folder / "store.json").exists()
+
     def model_config(self) -> ModelConfig:
         """The models that were named, `default` for the others."""
         from knowstore import ModelConfig
 
-        return ModelConfig(**self.models)  # type: ignore[arg-type]
+        return replace(ModelConfig(), **self.models)  # type: ignore[arg-type]
 
     def open(self, *, create: bool = False, **options: Any) -> KnowledgeStore:
-        """The store; `options` go to `KnowledgeStore.open`."""
+        """The store; models that were not named are those that it was made with. `options` go to the store."""
         from knowstore import KnowledgeStore
 
+        models = None
+        if self.models:
+            models = self.model_config()
+            if self.has_store:
+                with KnowledgeStore.open(self.folder, create=False, catalog_url=self.catalog) as store:
+                    models = replace(store.models.config, **self.models)  # type: ignore[arg-type]
         return KnowledgeStore.open(
             self.folder,
             create=create,
             catalog_url=self.catalog,
-            models=self.model_config() if self.models else None,
+            models=models,
             on_progress=self.output.progress,
             **options,
         )
@@ -69,8 +80,6 @@ class Session:
 
 def is_terminal() -> bool:
     """Whether somebody can be asked."""
-    import sys
-
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

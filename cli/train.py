@@ -53,18 +53,20 @@ def hypernetwork(
 
     work = output / "training"
     session.kept = f"the last checkpoint in {work}"
-    config = TrainingConfig(**given(minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, seed=seed))
     rows = load_questions(data, sentence_spans)
+    config = TrainingConfig(**given(minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, seed=seed))
+    n_held_out = max(config.batch_size, min(config.n_held_out, len(rows.questions) // 10))
+    config = replace(config, n_held_out=n_held_out)
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
-    n_words = llm.model.get_input_embeddings().weight.shape[0]
+    n_words = int(llm.model.config.get_text_config().vocab_size)
     torch.manual_seed(config.seed)
     untrained = TokensHypernetwork(TokensConfig(width=llm.width, layer=layer, vocabulary=n_words, max_norm=max_norm))
     log = _Log(session.output, config.minutes)
     trained = train_tokens(untrained, llm, rows, config, work, on_progress=log)
-    notes = f"trained for {config.minutes:g} minutes on {len(rows.questions):,} questions for {resolved.name}; {log.quality}"
+    notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, trained_steps=log.step, notes=notes)
     trained.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size

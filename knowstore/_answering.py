@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from knowstore._loaded import LoadedModels
 from knowstore.bank import ExpertBank
 from knowstore.config import Filters, GenerationConfig, RetrievalConfig
@@ -19,6 +22,8 @@ from knowstore.retrieval import RerankItem, relevance
 
 if TYPE_CHECKING:
     from knowstore.experts import Expert, Experts, FrozenLLM
+
+Vector = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -65,7 +70,7 @@ class Reader:
         ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.passage_id))
 
-    def _search(self, question: str, vector, filters: Filters | None) -> list[Candidate]:  # type: ignore[no-untyped-def]
+    def _search(self, question: str, vector: Vector, filters: Filters | None) -> list[Candidate]:
         n, at = self.retrieval.n_candidates, self.at
         if self.retrieval.index == "faiss":
             if self.faiss is None or self.faiss.at != at:
@@ -81,6 +86,8 @@ class Reader:
         """Eq. 9 over the best `top_k` hits, and within each over its segments; empty when the null option wins."""
         kept = hits[: self.retrieval.top_k]
         threshold = self.retrieval.null_threshold
+        if threshold == "auto":
+            threshold = self.models.reranker.null_threshold
         if not kept or (threshold is not None and kept[0].score < threshold):
             return []
         temperature = self.retrieval.temperature
@@ -88,7 +95,7 @@ class Reader:
         return [
             MountedExpert(
                 hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text,
-                tuple(weight * share for share in relevance(hit.segment_scores, temperature)) if hit.segment_scores else (),
+                tuple(weight * share for share in relevance(hit.segment_scores, temperature)),
             )
             for hit, weight in zip(kept, weights, strict=True)
         ]  # fmt: skip

@@ -50,7 +50,7 @@ class Sources:
         self._split, self._columns = split, columns
         self._stdin: BinaryIO | None = None
         if stdin is not None and any(source.path is None for source in self.sources):
-            self._stdin = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
+            self._stdin = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the stack closes it
             shutil.copyfileobj(stdin, self._stdin)
 
     def read(self, source: Source, on_failure: Callable[[SourceFailure], None]) -> Iterator[Passage]:

@@ -114,11 +114,11 @@ def _verify_experts(
             on_progress("verifying", n, None)
     for passage_id, problem in bank.verify():
         problems.append(Problem("damaged expert", f"{passage_id}: {problem}", "run `knowstore verify --repair`"))
-    for passage_id in sorted(live - seen):
-        problems.append(Problem("missing expert", f"passage {passage_id} has none", "run `knowstore verify --repair`"))
-    for passage_id in sorted(seen - stored):
-        detail = f"the expert of passage {passage_id} has no passage"
-        problems.append(Problem("orphan expert", detail, "run `knowstore verify --repair`"))
+    fix = "run `knowstore verify --repair`"
+    problems += [Problem("missing expert", f"passage {one} has none", fix) for one in sorted(live - seen)]
+    problems += [
+        Problem("orphan expert", f"the expert of passage {one} has no passage", fix) for one in sorted(seen - stored)
+    ]
     return len(seen)
 
 

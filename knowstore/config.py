@@ -75,13 +75,14 @@ class RetrievalConfig:
 
     `n_candidates` passages are proposed (Eq. 7), the reranker keeps the best `top_k`, whose
     scores divided by `temperature` are softmaxed to relevance (Eq. 9). When no kept passage
-    scores at least `null_threshold`, nothing is mounted; None switches the null option off.
+    scores at least `null_threshold`, nothing is mounted: `auto` takes the
+    reranker's own threshold where it has one, None switches the null option off.
     """
 
     n_candidates: int = 20
     top_k: int = 4
     temperature: float = 1.0
-    null_threshold: float | None = None
+    null_threshold: float | None | Literal["auto"] = "auto"
     search: Search = "hybrid"
     index: Index = "lance"
 

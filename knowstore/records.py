@@ -148,6 +148,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stats:
+    """How many live passages, experts and edit batches a store holds, and the bytes of each of its parts."""
+
     passages: int
     experts: int
     batches: int
@@ -165,6 +167,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
+    """What `verify` found, and how many things of each kind it looked at."""
+
     clean: bool
     problems: tuple[Problem, ...]
     checked: dict[str, int] = field(default_factory=dict)

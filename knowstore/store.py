@@ -475,6 +475,11 @@ class KnowledgeStore:
         n_experts = self._existing_bank().count() if self.layout.has_tables else 0
         return Stats(self.catalog.count_live(), n_experts, n_batches, sizes)
 
+    def forget(self) -> None:
+        """Drop the decoded experts that are kept in memory; the next question reads them from disk."""
+        if self._bank is not None:
+            self._bank.forget()
+
     def weights_note(self) -> str:
         """How good the configured hypernetwork is, in its makers' words."""
         return str(self.models.hypernetwork_config.get("notes", ""))

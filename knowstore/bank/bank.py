@@ -303,6 +303,10 @@ class ExpertBank:
         n_experts = self.count()
         return self.size_bytes() / n_experts if n_experts else 0.0
 
+    def forget(self) -> None:
+        """Drop the decoded experts that are kept in memory."""
+        self._cache.clear()
+
     def cache_info(self) -> CacheInfo:
         """What the memory of decoded experts holds, and its hits and misses since the bank was opened."""
         return self._cache.info()

@@ -96,6 +96,7 @@ def _live_rows(database: Database, connection: Connection, passage_ids: Collecti
 def live_pairs(
     database: Database, connection: Connection, *, source: str | None, passage_ids: Collection[str] | None
 ) -> list[Pair]:
+    """Live placements in the order they were made, of one source or all, of some passages or all."""
     by_source = true() if source is None else PlacementRow.source == source
     chosen = _chosen(database, passage_ids)
     rows = connection.execute(select(*_PAIR).where(_LIVE, by_source, chosen).order_by(PlacementRow.id))
@@ -103,6 +104,7 @@ def live_pairs(
 
 
 def live_ids(database: Database, connection: Connection, among: Collection[str] | None) -> set[str]:
+    """Ids of live passages, of all or of those `among`."""
     rows = connection.scalars(select(PlacementRow.passage_id).where(_LIVE, _chosen(database, among)).distinct())
     return set(rows)
 
@@ -173,6 +175,7 @@ def _last_stretch(placements: Iterable[tuple[int, int | None]]) -> tuple[int, in
 
 
 def counts_by_source(connection: Connection) -> list[tuple[str, int]]:
+    """Each source with its number of live placements, by name."""
     rows = connection.execute(
         select(PlacementRow.source, func.count())
         .where(_LIVE)
@@ -183,6 +186,7 @@ def counts_by_source(connection: Connection) -> list[tuple[str, int]]:
 
 
 def count_live(connection: Connection) -> int:
+    """How many passages are live."""
     return connection.scalar(select(func.count(PlacementRow.passage_id.distinct())).where(_LIVE)) or 0
 
 

@@ -37,6 +37,7 @@ class Factors:
     dw2: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Factors:
+        """The same matrices elsewhere or in another precision."""
         return Factors(*(part.to(device, dtype) for part in (self.up1, self.up2, self.dw1, self.dw2)))
 
     def output(self, x: Tensor) -> Tensor:

@@ -142,9 +142,19 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
         if not all(bool(t.isfinite().all()) for t in floats.values() if t.is_floating_point()):
             raise ValueError("its weights are not finite")
         hypernetwork.load_state_dict(floats, assign=True)
-    except (HypernetworkError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        HypernetworkError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        why = error.what if isinstance(error, HypernetworkError) else error
         raise HypernetworkError(
-            f"{folder} holds no hypernetwork that can be read: {error.what if isinstance(error, HypernetworkError) else error}",
+            f"{folder} holds no hypernetwork that can be read: {why}",
             kept="nothing was loaded",
             fix="give a folder that `knowstore train hypernetwork` wrote",
         ) from error

@@ -25,12 +25,25 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from knowstore.errors import ConfigError, MountError
 
+_BAICHUAN_CONFIG = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 _FFN_NAMES = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe")
 
 hooks_lock = threading.Lock()  # torch numbers hooks without a lock of its own
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 - a way out, no error
     """Leaves a forward pass at the FFN of interest; blocks above it are not run."""
 
 
@@ -51,9 +64,15 @@ class FrozenLLM:
         return dtype
 
     @property
+    def embeddings(self) -> Tensor:
+        """The word embeddings, (vocabulary, D)."""
+        table: Tensor = self.model.get_input_embeddings().weight
+        return table
+
+    @property
     def width(self) -> int:
         """D."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        return int(self.embeddings.shape[1])
 
     @property
     def n_layers(self) -> int:
@@ -192,7 +211,8 @@ def blocks_owner(model: PreTrainedModel) -> nn.Module:
         MountError: as `blocks`.
     """
     layers = blocks(model)
-    return next(module for module in model.base_model.modules() if any(child is layers for child in module.children()))
+    inside: nn.Module = model.base_model
+    return next(module for module in inside.modules() if any(child is layers for child in module.children()))
 
 
 def ffn(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
@@ -270,9 +290,8 @@ def _load_baichuan(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     raw = json.loads((path / "config.json").read_text("utf-8"))
     if raw.get("position_embedding", "").upper() == "ALIBI" or raw.get("hidden_size") == 5120:
         raise ValueError("Baichuan 2 with ALiBi positions (13B) is not Llama; the 7B models are")
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "hidden_act", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
-    config = LlamaConfig(**{name: raw[name] for name in names if name in raw}, tie_word_embeddings=False)
+    sizes = {name: raw[name] for name in _BAICHUAN_CONFIG if name in raw}
+    config = LlamaConfig(**sizes, tie_word_embeddings=False)
     weights: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -283,7 +302,9 @@ def _load_baichuan(path: Path, dtype: torch.dtype) -> PreTrainedModel:
             weights[name.replace("W_pack", f"{part}_proj")] = matrix.contiguous()
     head = weights["lm_head.weight"].float()
     weights["lm_head.weight"] = nn.functional.normalize(head)  # what Baichuan 2's NormHead computes at inference
-    return _complete(LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True))
+    return _complete(
+        LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True)
+    )
 
 
 def _complete(loaded: tuple[PreTrainedModel, dict[str, Any]]) -> PreTrainedModel:

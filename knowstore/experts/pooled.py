@@ -51,7 +51,7 @@ class PooledHypernetwork(Hypernetwork):
 
     def mean_embeddings(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> Tensor:
         """Emd(psg) of Eq. 4: the mean of the LLM's word embeddings of title and text, (B, D) in float32."""
-        table = llm.model.get_input_embeddings().weight
+        table = llm.embeddings
         device = self.inner.weight.device
         means = []
         for passage in passages:

@@ -156,8 +156,7 @@ class TokensHypernetwork(Hypernetwork):
 
     def words(self, llm: FrozenLLM, ids: Tensor) -> Tensor:
         """u_w of each token id: unit vectors (..., D) that raise the word's own logit."""
-        table = llm.model.get_input_embeddings().weight
-        rows = table[ids.to(table.device)].to(self.word_map.device).float()
+        rows = llm.embeddings[ids.to(llm.device)].to(self.word_map.device).float()
         return normalize((rows - self.word_mean) @ self.word_map, dim=-1)
 
     def latents(self, segments: Segments, words: Tensor) -> TokenLatents:
@@ -222,7 +221,7 @@ class TokensHypernetwork(Hypernetwork):
         segments = pad_segments([x for x, _ in pieces], [ids for _, ids in pieces], device)
         latents = self.latents(segments, self.words(llm, segments.ids))
         out, index = [], 0
-        for ids, spans in tokenised:
+        for _, spans in tokenised:
             lengths = [last - first for first, last in spans]
             rows = [(index + row, length) for row, length in enumerate(lengths)]
             index += len(spans)
@@ -234,7 +233,8 @@ class TokensHypernetwork(Hypernetwork):
                 "lengths": torch.tensor(lengths, dtype=torch.int32),
             }
             is_neuron = self.rarity.cpu()[parts["ids"].long()] >= self.config.min_rarity
-            ranks = tuple(int(part.sum()) + (len(part) > 0) for part in is_neuron.split(lengths))
+            pieces_of = torch.split(is_neuron, lengths)
+            ranks = tuple(int(part.sum()) + (len(part) > 0) for part in pieces_of)
             out.append(Latent(parts, ranks))
         return out
 
@@ -246,7 +246,7 @@ class TokensHypernetwork(Hypernetwork):
             return [
                 piece.to(device)
                 for latent in latents
-                for piece in latent.tensors[name].split(latent.tensors["lengths"].tolist())
+                for piece in torch.split(latent.tensors[name], latent.tensors["lengths"].tolist())
             ]
 
         ids = pad_sequence([piece.long() for piece in split("ids")], batch_first=True)

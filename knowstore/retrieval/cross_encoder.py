@@ -28,6 +28,8 @@ class CrossEncoderReranker:
         RetrievalError: no such classifier can be read from `path`.
     """
 
+    null_threshold: float | None = None
+
     def __init__(
         self,
         path: Path | str,

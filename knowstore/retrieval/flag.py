@@ -32,6 +32,8 @@ class FlagReranker:
         RetrievalError: FlagEmbedding is not installed, or cannot read the checkpoint.
     """
 
+    null_threshold: float | None = None
+
     def __init__(
         self,
         path: Path | str,

@@ -43,6 +43,8 @@ class LateReranker:
     """
 
     fingerprint = "late-1"
+    null_threshold: float | None = -1.8
+    """Fitted with the weights: keeps 95 % of the questions whose passage is there, refuses 72 % of the others."""
 
     def score(
         self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None

@@ -50,6 +50,11 @@ class Reranker(Protocol):
     """Gives candidates a finer score than retrieval did."""
 
     @property
+    def null_threshold(self) -> float | None:
+        """The score under which no passage is relevant enough to be used, where the reranker is calibrated."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything that changes a score."""
         ...

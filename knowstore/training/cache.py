@@ -1,4 +1,4 @@
-"""States of the frozen blocks, computed once and kept on disk in bfloat16, memory-mapped and filled as they are needed."""
+"""States of the frozen blocks, computed once and kept on disk in bfloat16: memory-mapped, filled as needed."""
 
 from __future__ import annotations
 

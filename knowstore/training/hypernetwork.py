@@ -87,6 +87,7 @@ class _Run:
             question = llm.prompt_ids(question_prompt(row.question))
             answer = llm.prompt_ids(answer_target(row.answers[0]), is_start=False)
             self.prompts.append(((question + answer)[:_MAX_QUESTION_TOKENS], len(question)))
+        self.epoch, self.batches = -1, list[list[int]]()
         self.passages = [hypernetwork.tokenise(llm, passage) for passage in data.passages]
         self.question_states = StateCache(
             cache / "questions.bf16", [len(ids) for ids, _ in self.prompts], llm.width, self._questions
@@ -189,14 +190,14 @@ class _Run:
         for sibling in siblings:
             sibling_rows.append(position if sibling is not None else 0)
             position += sibling is not None
-        stranger_rows = [(row + 1) % B for row in range(B)]
+        stranger_rows = [(index + 1) % B for index in range(B)]
         weights = torch.zeros(B, 3)
-        for row, sibling in enumerate(siblings):
+        for index, sibling in enumerate(siblings):
             if sibling is None:
-                weights[row, 0] = 1.0
+                weights[index, 0] = 1.0
             else:
                 scores = torch.tensor([draw.gauss(2.0, 1.0), draw.gauss(0.0, 1.0), draw.gauss(-0.5, 1.0)])
-                weights[row] = scores.softmax(0)
+                weights[index] = scores.softmax(0)
         order = torch.tensor([list(range(B)), sibling_rows, stranger_rows]).T  # (B, 3)
         mixed_up = up[order].permute(0, 2, 1, 3).flatten(2)  # (B, D, 3N)
         mixed_down = down[order].flatten(1, 2)  # (B, 3N, D)
@@ -285,7 +286,7 @@ def train_tokens(
                     averaged[name].lerp_(parameter, 1 - decay)
             gold = shuffled = None
             if held_out and step % config.validate_every == 0:
-                with _weights(trained, averaged):
+                with _OtherWeights(trained, averaged):
                     gold, shuffled = run.validate(held_out, config.batch_size)
             elapsed = time.monotonic() - started
             progress = TrainingProgress(step, elapsed, fraction, loss.item(), norm, gold, shuffled)
@@ -333,7 +334,7 @@ def _split(data: TrainingData, usable: list[int], n_held_out: int) -> tuple[list
 
 
 def _epoch_order(run: _Run, train: list[int], config: TrainingConfig, epoch: int) -> list[list[int]]:
-    if getattr(run, "epoch", None) != epoch:
+    if run.epoch != epoch:
         draw = random.Random(f"{config.seed}/{epoch}")
         order = list(train)
         draw.shuffle(order)
@@ -347,7 +348,7 @@ def _epoch_order(run: _Run, train: list[int], config: TrainingConfig, epoch: int
     return run.batches
 
 
-class _weights:
+class _OtherWeights:
     """Other weights in place for the time of a `with` block."""
 
     def __init__(self, trained: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:

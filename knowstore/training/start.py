@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from knowstore.experts.hypernetwork import PassageInput
 from knowstore.experts.llm import FrozenLLM, pad_ids
@@ -52,7 +51,7 @@ def analytic_start(
     hypernetwork.at_answer.copy_(torch.linalg.solve(ridge, X.T @ writing / len(X)))
     hypernetwork.key_in.weight.copy_(_whitener(X - mean, config.key_width))
     hypernetwork.key_out.weight.copy_(hypernetwork.key_in.weight.T)
-    table = llm.model.get_input_embeddings().weight.float().cpu()
+    table = llm.embeddings.float().cpu()
     centred = table - table.mean(0)
     spread = centred.T @ centred / len(centred)
     hypernetwork.word_mean.copy_(table.mean(0))
@@ -65,7 +64,8 @@ def _whitener(centred: Tensor, width: int) -> Tensor:
     values, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
     values, directions = values.flip(0), directions.flip(1)
     ridge = 0.02 * values.mean()
-    return (directions[:, :width] / (values[:width] + ridge).sqrt()).T
+    whitener: Tensor = (directions[:, :width] / (values[:width] + ridge).sqrt()).T
+    return whitener
 
 
 def _rarity(hypernetwork: TokensHypernetwork, llm: FrozenLLM, passages: Sequence[PassageInput]) -> Tensor:
@@ -75,4 +75,5 @@ def _rarity(hypernetwork: TokensHypernetwork, llm: FrozenLLM, passages: Sequence
         ids = torch.tensor(hypernetwork.tokenise(llm, passage)[0])
         counts.index_add_(0, ids, torch.ones(len(ids)))
     idf = torch.log(counts.sum() / (counts + 1))
-    return normalize(idf, p=torch.inf, dim=0).clamp(min=0) ** 3
+    rarity: Tensor = (idf / idf.max()).clamp(min=0) ** 3
+    return rarity

@@ -33,7 +33,9 @@ def factors(rank: int) -> Expert:
 
 
 def literal_product(row: list[float], matrix: list[list[float]]) -> list[float]:
-    return [sum(value * line[column] for value, line in zip(row, matrix, strict=True)) for column in range(len(matrix[0]))]
+    return [
+        sum(value * line[column] for value, line in zip(row, matrix, strict=True)) for column in range(len(matrix[0]))
+    ]
 
 
 def literal_eq2(x: list[float], up1: Tensor, up2: Tensor, dw1: Tensor, dw2: Tensor) -> list[float]:
@@ -107,7 +109,11 @@ CASES: dict[str, tuple[list[list[Item]], bool, float | None]] = {
     "a bound on the norm that nothing reaches": ([[(factors(3), 1.0, None)]], True, 1e6),
     "questions without experts": ([[], [(neurons(3), 1.0, None)], []], True, 0.5),
     "no expert at all": ([[], []], True, None),
-    "an expert of rank 0": ([[(neurons(0), 1.0, None)], [(neurons(0, 0), 0.5, None), (neurons(2), 0.5, None)]], False, None),
+    "an expert of rank 0": (
+        [[(neurons(0), 1.0, None)], [(neurons(0, 0), 0.5, None), (neurons(2), 0.5, None)]],
+        False,
+        None,
+    ),
 }
 
 
@@ -125,7 +131,9 @@ def test_output_is_the_literal_sum_of_equation_6(name: str) -> None:
 
 
 def test_a_question_without_experts_gets_exactly_nothing() -> None:
-    mounted = combine(CASES["questions without experts"][0], device=CPU, dtype=torch.float32, static=factors(2).factors())
+    mounted = combine(
+        CASES["questions without experts"][0], device=CPU, dtype=torch.float32, static=factors(2).factors()
+    )
     out = expert_output(mounted, torch.randn(3, T, D))
     assert not out[0].any()
     assert not out[2].any()
@@ -186,7 +194,9 @@ def test_gradients_reach_the_experts() -> None:
         ("factors", {n: torch.zeros(6, 2) for n in ("up1", "up2", "dw1", "dw2")}, (2,)),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(form: str, tensors: dict[str, Tensor], segment_ranks: tuple[int, ...]) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    form: str, tensors: dict[str, Tensor], segment_ranks: tuple[int, ...]
+) -> None:
     with pytest.raises(ExpertShapeError):
         Expert(form, tensors, segment_ranks)  # type: ignore[arg-type]
 
@@ -198,7 +208,10 @@ def test_tensors_that_do_not_fit_are_refused(form: str, tensors: dict[str, Tenso
         [(factors(2), 1.0, None), (factors(3), 1.0, None)],
         [(neurons(2), 1.0, (0.5, 0.5))],
         [(factors(2), 1.0, (0.5, 0.5))],
-        [(neurons(2), 1.0, None), (Expert("neurons", {"up": torch.zeros(3, 1), "down": torch.zeros(1, 3)}, (1,)), 1.0, None)],
+        [
+            (neurons(2), 1.0, None),
+            (Expert("neurons", {"up": torch.zeros(3, 1), "down": torch.zeros(1, 3)}, (1,)), 1.0, None),
+        ],
     ],
 )
 def test_experts_that_do_not_go_together_are_refused(question: list[Item]) -> None:

@@ -107,7 +107,9 @@ def test_beams_of_a_question_share_its_experts(tiny_llm: FrozenLLM, pair: tuple[
             assert torch.equal(generated(tiny_llm, alone, whole, num_beams=3)[0], together[row])
 
 
-def test_streaming_from_a_thread_gives_the_same_text(tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]) -> None:
+def test_streaming_from_a_thread_gives_the_same_text(
+    tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
+) -> None:
     ids, mask = left_padded(tiny_llm, TEXTS[:1])
     experts = experts_for(pair[0])
     with mount(tiny_llm.model, experts, LAYER):
@@ -140,7 +142,9 @@ def test_experts_from_the_question_onward_equal_a_full_recomputation(
     tiny_llm: FrozenLLM, pair: tuple[list[Expert], list[Expert]]
 ) -> None:
     befores = ("Passage 1: Lyon lies on the Rhône.\n\n", "Passage 1: Romulus.\n\n")
-    rows = [[*tiny_llm.prompt_ids(b), *tiny_llm.prompt_ids(t, is_start=False)] for b, t in zip(befores, TEXTS, strict=True)]
+    rows = [
+        [*tiny_llm.prompt_ids(b), *tiny_llm.prompt_ids(t, is_start=False)] for b, t in zip(befores, TEXTS, strict=True)
+    ]
     before = [len(tiny_llm.prompt_ids(text)) for text in befores]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -164,9 +168,9 @@ def test_a_start_holds_while_tokens_come_one_by_one(
     model, start = build(name), 4
     with torch.no_grad(), mount(model, experts_for([make_expert(16)], [make_expert(16)]), LAYER, starts=[start, start]):
         whole = model(input_ids=token_ids, use_cache=False).logits
-        cache, steps = DynamicCache(config=model.config), []
-        for part in token_ids.split([2, 1, 1, 1, 2], 1):
-            steps.append(model(input_ids=part, past_key_values=cache, use_cache=True).logits)
+        cache = DynamicCache(config=model.config)
+        parts = token_ids.split([2, 1, 1, 1, 2], 1)
+        steps = [model(input_ids=part, past_key_values=cache, use_cache=True).logits for part in parts]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -178,7 +182,9 @@ def test_answers_through_generate_follow_the_experts(
     together = generate(tiny_llm, prompts, experts_for(*pair), LAYER, config)
     pieces: list[str] = []
     alone = [
-        generate(tiny_llm, [prompts[row]], experts_for(pair[row]), LAYER, config, on_text=pieces.append if row == 0 else None)
+        generate(
+            tiny_llm, [prompts[row]], experts_for(pair[row]), LAYER, config, on_text=pieces.append if row == 0 else None
+        )
         for row in (0, 1)
     ]
     assert [answer.text for answer in together] == [answers[0].text for answers in alone]

@@ -59,7 +59,9 @@ def assert_same(a: Expert, b: Expert) -> None:
         torch.testing.assert_close(tensor, b.tensors[name], rtol=1e-4, atol=1e-4)
 
 
-def test_pooled_is_the_literal_equation_4(pooled: PooledHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput) -> None:
+def test_pooled_is_the_literal_equation_4(
+    pooled: PooledHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
     expert = pooled.generate(tiny_llm, [passage])[0]
     table = tiny_llm.model.get_input_embeddings().weight
     ids = tiny_llm.prompt_ids(f"{passage.title}. {passage.text}", is_start=False)
@@ -82,7 +84,9 @@ def test_encoding_then_materialising_is_the_path_that_training_takes(
     ids, spans = tokens.tokenise(tiny_llm, passage)
     states = tiny_llm.states(pad_ids([ids]), tokens.config.layer)[1][0]
     segments = pad_segments(
-        [states[first:last] for first, last in spans], [torch.tensor(ids[first:last]) for first, last in spans], states.device
+        [states[first:last] for first, last in spans],
+        [torch.tensor(ids[first:last]) for first, last in spans],
+        states.device,
     )
     words = tokens.words(tiny_llm, segments.ids)
     is_neuron = tokens.is_neuron(segments.ids, segments.mask)
@@ -103,7 +107,10 @@ def test_encoding_then_materialising_is_the_path_that_training_takes(
 def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(
     hypernetwork: Hypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
 ) -> None:
-    others = [whole("Lyon."), whole("The river Rhône ends in the sea, and Romulus did not find it there at all.", "Lyon")]
+    others = [
+        whole("Lyon."),
+        whole("The river Rhône ends in the sea, and Romulus did not find it there at all.", "Lyon"),
+    ]
     together = hypernetwork.generate(tiny_llm, [others[0], passage, others[1]])
     assert_same(together[1], hypernetwork.generate(tiny_llm, [passage])[0])
     assert_same(together[0], hypernetwork.generate(tiny_llm, [others[0]])[0])
@@ -112,10 +119,14 @@ def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(
 
 def test_different_passages_get_different_experts(hypernetwork: Hypernetwork, tiny_llm: FrozenLLM) -> None:
     a, b = hypernetwork.generate(tiny_llm, [whole("Romulus did."), whole("Romulus did not.")])
-    assert any(a.tensors[n].shape != b.tensors[n].shape or not torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+    assert any(
+        a.tensors[n].shape != b.tensors[n].shape or not torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors
+    )
 
 
-def test_experts_are_linear_in_their_latents(hypernetwork: Hypernetwork, tiny_llm: FrozenLLM, passage: PassageInput) -> None:
+def test_experts_are_linear_in_their_latents(
+    hypernetwork: Hypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
     latent = hypernetwork.encode(tiny_llm, [passage])[0]
     linear = ("key", "code", "latent")
     other = Latent(
@@ -129,7 +140,9 @@ def test_experts_are_linear_in_their_latents(hypernetwork: Hypernetwork, tiny_ll
         torch.testing.assert_close(tensor, (a.tensors[name] + b.tensors[name]) / 2, rtol=1e-4, atol=1e-3)
 
 
-def test_latents_say_the_rank_of_each_segment(hypernetwork: Hypernetwork, tiny_llm: FrozenLLM, passage: PassageInput) -> None:
+def test_latents_say_the_rank_of_each_segment(
+    hypernetwork: Hypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
     latents = hypernetwork.encode(tiny_llm, [passage, whole("Lyon")])
     experts = hypernetwork.materialise(tiny_llm, latents)
     assert [latent.segment_ranks for latent in latents] == [expert.segment_ranks for expert in experts]
@@ -149,7 +162,16 @@ def test_latents_say_the_rank_of_each_segment(hypernetwork: Hypernetwork, tiny_l
         whole("Romulus.", "A title without an end " * 60),
         PassageInput("Rome", "Rome. Rome!", ((0, 5), (5, 5), (6, 11))),
     ],
-    ids=["one letter", "no title", "unicode", "control letters", "control tokens", "long", "long title", "empty sentence"],
+    ids=[
+        "one letter",
+        "no title",
+        "unicode",
+        "control letters",
+        "control tokens",
+        "long",
+        "long title",
+        "empty sentence",
+    ],
 )
 def test_odd_passages_give_finite_experts(odd: PassageInput, hypernetwork: Hypernetwork, tiny_llm: FrozenLLM) -> None:
     expert, beside = hypernetwork.generate(tiny_llm, [odd, whole("Lyon lies on the Rhône.")])
@@ -181,7 +203,9 @@ def test_saving_and_loading_keeps_every_bit(hypernetwork: Hypernetwork, tmp_path
     hypernetwork.save(tmp_path / "a")
     again = load_hypernetwork(tmp_path / "a")
     assert again.config == hypernetwork.config
-    assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in hypernetwork.state_dict().items()}
+    assert {n: t.dtype for n, t in again.state_dict().items()} == {
+        n: t.dtype for n, t in hypernetwork.state_dict().items()
+    }
     assert all(torch.equal(t, hypernetwork.state_dict()[name]) for name, t in again.state_dict().items())
     assert again.fingerprint() == hypernetwork.fingerprint()
     again.save(tmp_path / "b")
@@ -199,7 +223,9 @@ def test_weights_kept_in_bfloat16_come_back_as_float32(hypernetwork: Hypernetwor
         assert torch.equal(tensor, hypernetwork.state_dict()[name].to(torch.bfloat16).float())
 
 
-def test_fingerprints_follow_weights_and_config(tokens: TokensHypernetwork, pooled: PooledHypernetwork, tmp_path: Path) -> None:
+def test_fingerprints_follow_weights_and_config(
+    tokens: TokensHypernetwork, pooled: PooledHypernetwork, tmp_path: Path
+) -> None:
     assert tokens.fingerprint() != pooled.fingerprint()
     pooled.save(tmp_path)
     other = load_hypernetwork(tmp_path)

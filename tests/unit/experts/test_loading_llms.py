@@ -32,7 +32,10 @@ def baichuan(tmp_path: Path, tiny_llm_dir: Path) -> tuple[Path, dict[str, Tensor
             f"model.layers.{n}.mlp.down_proj.weight": (WIDTH, INNER),
         }
     weights = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-    for name in ["model.norm", *(f"model.layers.{n}.{part}_layernorm" for n in range(N_BLOCKS) for part in ("input", "post_attention"))]:
+    for name in [
+        "model.norm",
+        *(f"model.layers.{n}.{part}_layernorm" for n in range(N_BLOCKS) for part in ("input", "post_attention")),
+    ]:
         weights[f"{name}.weight"] = torch.rand(WIDTH) + 0.5
     folder = tmp_path / "baichuan"
     shutil.copytree(tiny_llm_dir, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
@@ -73,7 +76,9 @@ def rotate(x: Tensor) -> Tensor:
 def literal_baichuan(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
     h = weights["model.embed_tokens.weight"][ids]
     for n in range(N_BLOCKS):
-        own = {k.removeprefix(f"model.layers.{n}."): w for k, w in weights.items() if k.startswith(f"model.layers.{n}.")}
+        own = {
+            k.removeprefix(f"model.layers.{n}."): w for k, w in weights.items() if k.startswith(f"model.layers.{n}.")
+        }
         x = rms_norm(h, own["input_layernorm.weight"])
         q, k, v = (x @ own["self_attn.W_pack.weight"].T).view(len(ids), 3, N_HEADS, -1).unbind(1)
         scores = torch.einsum("thd,shd->hts", rotate(q), rotate(k)) / (WIDTH // N_HEADS) ** 0.5
@@ -107,7 +112,10 @@ def test_baichuan_with_alibi_positions_is_refused(baichuan: tuple[Path, dict[str
 
 def test_a_missing_baichuan_tensor_is_named(baichuan: tuple[Path, dict[str, Tensor]]) -> None:
     folder, weights = baichuan
-    save_file({name: w for name, w in weights.items() if name != "model.layers.1.mlp.up_proj.weight"}, folder / "model.safetensors")
+    save_file(
+        {name: w for name, w in weights.items() if name != "model.layers.1.mlp.up_proj.weight"},
+        folder / "model.safetensors",
+    )
     with pytest.raises(ConfigError, match="up_proj"):
         load_llm(folder)
 

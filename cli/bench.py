@@ -1,0 +1,77 @@
+"""`knowstore bench`: measurements that report numbers."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from knowstore.records import Mode
+
+from .registration import command, group
+from .session import Session
+
+bench = group(
+    "bench", "Measure what experts carry, and how long questions take.", "knowstore bench controls --data qa.jsonl"
+)
+
+
+@command(bench, example="knowstore bench controls --data qa.jsonl --limit 100")
+def controls(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+) -> None:
+    """Score answers with no expert, the static one, another passage's and the right one; needs no store."""
+    from knowstore.bench import run_controls
+
+    session.kept = "nothing, for a measurement changes nothing"
+    found: dict[str, Any] = run_controls(
+        data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
+    )
+    rows: list[dict[str, Any]] = found["rows"]
+    if session.output.is_plain and rows:
+        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+    else:
+        session.output.result(found, "")
+
+
+@command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")
+def ask(
+    session: Session,
+    questions: Annotated[Path, typer.Option(help="Rows with a question, as .jsonl or .jsonl.gz.")],
+    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 100,
+    mode: Annotated[Mode, typer.Option(help="As for `knowstore ask`.")] = "experts",
+) -> None:
+    """Time each stage of `knowstore ask` on this store, with experts on disk and in memory."""
+    from knowstore.bench import run_ask
+    from knowstore.training import read_rows
+
+    session.kept = "the store, which a question never changes"
+    rows = islice((row for row in read_rows(questions) if isinstance(row.get("question"), str)), limit)
+    with session.open() as store:
+        found: dict[str, Any] = run_ask(
+            store, [row["question"] for row in rows], mode=mode, on_progress=session.output.progress
+        )
+    timings = [
+        {"experts": place, "stage": stage, **seconds}
+        for place in ("cold", "warm")
+        for stage, seconds in found[place].items()
+    ]
+    if session.output.is_plain:
+        session.output.table(timings, ["experts", "stage", "p50", "p95"])
+        session.output.note(f"{found['n']} questions; models were loaded in {found['load_s']:.1f} s")
+    else:
+        session.output.result(found, "")
+
+
+def _cell(value: object) -> object:
+    return "–".join(f"{one:.3f}" for one in value) if isinstance(value, list | tuple) else value

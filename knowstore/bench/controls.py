@@ -1,0 +1,224 @@
+"""What an expert carries: the same questions with no expert, the static one, another passage's, and their own.
+
+The gain that counts is gold minus shuffled: what the passage itself added. The other controls tell it from the answer
+format that every expert teaches.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.config import GenerationConfig, ModelConfig
+from knowstore.errors import ConfigError
+from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
+from knowstore.prompts import passages_prompt, question_prompt
+from knowstore.records import Passage
+from knowstore.retrieval import RerankItem, relevance
+from knowstore.sources import sentence_spans
+from knowstore.training import read_rows
+
+if TYPE_CHECKING:
+    from knowstore.experts import Expert, Experts
+
+_BATCH = 20
+
+
+@dataclass(frozen=True)
+class _Case:
+    question: str
+    answers: tuple[str, ...]
+    passage: Passage
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def gold_segment(self) -> int | None:
+        """The first sentence that holds an accepted answer."""
+        for position, (first, last) in enumerate(self.spans):
+            if any(answer in self.passage.text[first:last] for answer in self.answers):
+                return position
+        return None
+
+
+def run_controls(
+    data: Sequence[Path],
+    *,
+    models: ModelConfig | None = None,
+    limit: int = 200,
+    seed: int = 0,
+    max_tokens: int = 32,
+    on_progress: OnProgress | None = None,
+) -> dict[str, object]:
+    """Ask the questions of QA files under each control, greedily, and score the answers.
+
+    Methods: the hypernetwork's kind with its sentences weighed by the reranker, as served; the same with the
+    sentence that holds the answer known, `KIND, sentence known`, on the questions that have one; and `rag`, the
+    passage in the prompt and no expert.
+
+    Args:
+        data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
+        limit: questions of each file, drawn with `seed`.
+
+    Returns: `rows` of {data, method, control, n, em, em_ci, f1, f1_ci}, scores from 0 to 1 with bootstrap 95 %
+        intervals, and `seconds`.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: fewer than two questions.
+    """
+    started = time.perf_counter()
+    loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
+    loaded.check_trained()
+    rows: list[dict[str, object]] = []
+    for path in data:
+        cases = _cases(path, limit, seed)
+        rows += _Bench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress).rows()
+    return {"rows": rows, "seconds": time.perf_counter() - started}
+
+
+def _cases(path: Path, limit: int, seed: int) -> list[_Case]:
+    all_rows = [row for row in read_rows(path) if "passage" in row]
+    random.Random(seed).shuffle(all_rows)
+    cases = [
+        _Case(row["question"], tuple(row["answers"]), passage, tuple(sentence_spans(passage.text)))
+        for row in all_rows[:limit]
+        for passage in [Passage(row["passage"]["text"], row["passage"]["title"])]
+    ]
+    if len(cases) < 2:
+        raise ConfigError(
+            f"{path} has {len(cases)} questions with a passage, controls need two",
+            kept="nothing was measured",
+            fix="give a file in the QA row format: question, answers, passage: {title, text}",
+        )
+    return cases
+
+
+class _Bench:
+    def __init__(
+        self,
+        models: LoadedModels,
+        name: str,
+        cases: Sequence[_Case],
+        seed: int,
+        generation: GenerationConfig,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.models, self.name, self.cases, self.seed = models, name, cases, seed
+        self.generation, self.on_progress = generation, on_progress
+        self.experts = self._generate()
+        self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
+        self.questions = models.retriever.encode_questions([case.question for case in cases])
+        self.others = _others(cases)
+
+    def _generate(self) -> list[Expert]:
+        from knowstore.experts import PassageInput
+
+        network, llm = self.models.hypernetwork, self.models.llm
+        experts: list[Expert] = []
+        for first in range(0, len(self.cases), _BATCH):
+            part = self.cases[first : first + _BATCH]
+            experts += network.generate(llm, [PassageInput(c.passage.title, c.passage.text, c.spans) for c in part])
+        return experts
+
+    def rows(self) -> list[dict[str, object]]:
+        everything = list(range(len(self.cases)))
+        known = [index for index in everything if self.cases[index].gold_segment is not None]
+        kind = self.models.hypernetwork.config.kind
+        runs: list[tuple[str, str, list[int], list[int | None] | None, bool]] = [
+            ("base", "none", everything, None, False),
+            ("rag", "gold", everything, list(everything), False),
+            ("rag", "shuffled", everything, [self.others[i] for i in everything], False),
+            (kind, "static", everything, None, True),
+            (kind, "shuffled", everything, [self.others[i] for i in everything], False),
+            (kind, "gold", everything, list(everything), False),
+            (f"{kind}, sentence known", "shuffled", known, [self.others[i] for i in known], False),
+            (f"{kind}, sentence known", "gold", known, list(known), False),
+        ]
+        out = []
+        for step, (method, control, indices, passages, is_static) in enumerate(runs):
+            if self.on_progress is not None:
+                self.on_progress(f"{self.name}: {method}, {control}", step, len(runs))
+            if indices:
+                texts = self._answers(method, indices, passages, is_static)
+                out.append(self._scored(method, control, indices, texts))
+        return out
+
+    def _answers(
+        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
+    ) -> list[str]:
+        from knowstore.experts import Experts, Prompt, generate
+
+        llm, network = self.models.llm, self.models.hypernetwork
+        texts: list[str] = []
+        for first in range(0, len(indices), _BATCH):
+            part = indices[first : first + _BATCH]
+            chosen = None if passages is None else passages[first : first + _BATCH]
+            experts: Experts | None = None
+            before = [""] * len(part)
+            if is_static and network.static is not None:
+                experts = Experts(static=network.static.to(llm.device, llm.dtype))
+            elif method == "rag" and chosen is not None:
+                before = [self._passage_prompt(index) for index in chosen if index is not None]
+            elif chosen is not None:
+                experts = self._mounted(part, [index for index in chosen if index is not None], "known" in method)
+            prompts = [Prompt(b, question_prompt(self.cases[i].question)) for b, i in zip(before, part, strict=True)]
+            generated = generate(llm, prompts, experts, network.config.layer, self.generation)
+            texts += [one.text for one in generated]
+        return texts
+
+    def _passage_prompt(self, index: int) -> str:
+        passage = self.cases[index].passage
+        return passages_prompt([(passage.title, passage.text)])
+
+    def _mounted(self, questions: list[int], passages: list[int], is_known: bool) -> Experts:
+        from knowstore.experts import combine
+
+        llm, network = self.models.llm, self.models.hypernetwork
+        mounted: list[list[tuple[Expert, float, Sequence[float] | None]]] = []
+        for question, passage in zip(questions, passages, strict=True):
+            expert = self.experts[passage]
+            shares = self._sentence_known(passage) if is_known else self._reranked(question, passage)
+            mounted.append([(expert, 1.0, shares if len(expert.segment_ranks) > 1 else None)])
+        return combine(
+            mounted, device=llm.device, dtype=llm.dtype, static=network.static, max_norm=network.config.max_norm
+        )
+
+    def _sentence_known(self, passage: int) -> list[float]:
+        gold = self.cases[passage].gold_segment
+        return [float(position == (gold or 0)) for position in range(len(self.cases[passage].spans))]
+
+    def _reranked(self, question: int, passage: int) -> list[float]:
+        case = self.cases[passage]
+        vector, segment_vectors = self.vectors[passage]
+        item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
+        score = self.models.reranker.score(self.cases[question].question, [item], self.questions[question])[0]
+        return relevance(score.segment_scores, 1.0)
+
+    def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
+        em = [exact_match(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]
+        f1 = [token_f1(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]
+        return {
+            "data": self.name,
+            "method": method,
+            "control": control,
+            "n": len(em),
+            "em": sum(em) / len(em),
+            "em_ci": bootstrap_interval(em, seed=self.seed),
+            "f1": sum(f1) / len(f1),
+            "f1_ci": bootstrap_interval(f1, seed=self.seed),
+        }
+
+
+def _others(cases: Sequence[_Case]) -> list[int]:
+    """For each question another question's passage, never its own text."""
+    n = len(cases)
+    out = []
+    for index, case in enumerate(cases):
+        shifts = ((index + n // 2 + step) % n for step in range(n))
+        out.append(next((i for i in shifts if cases[i].passage.text != case.passage.text), (index + 1) % n))
+    return out

@@ -1,0 +1,167 @@
+"""The commands on a real store with tiny random models: ingest, ask, browse, edit, keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from knowstore.cli.app import app
+from typer.testing import CliRunner, Result
+
+from knowstore.config import ModelConfig
+
+Run = Callable[..., Result]
+
+FACTS = (
+    {"title": "Rome", "text": "Rome was founded in 753 BC. It lies on the river Tiber.", "date": "2020-01-02"},
+    {"title": "Lyon", "text": "Lyon lies on the Rhône and the Saône.", "date": "2021-01-02"},
+    {"title": "Paris", "text": "Paris lies on the Seine. Romulus did not found it.", "date": "2022-01-02"},
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_models: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `knowstore` in `tmp_path`; the models are named in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("llm", "retriever", "hypernetwork", "device", "dtype"):
+        monkeypatch.setenv(f"KNOWSTORE_{name.upper()}", getattr(tiny_models, name))
+    Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FACTS), encoding="utf-8")
+
+    def invoke(*arguments: str, stdin: str | None = None, status: int = 0) -> Result:
+        result = CliRunner().invoke(app, list(arguments), input=stdin)
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+def _json(result: Result) -> dict[str, Any]:
+    record = json.loads(result.stdout)
+    assert isinstance(record, dict)
+    return record
+
+
+def test_ingest_then_ask_then_edit(run: Run) -> None:
+    plan = _json(run("--json", "ingest", "facts.jsonl", "--dry-run"))
+    assert (plan["passages_added"], plan["passages_unchanged"]) == (3, 0)
+    assert not Path(".knowstore").exists()
+
+    report = _json(run("ingest", "facts.jsonl", "--json", "--codec", "float32"))
+    assert set(report) >= {
+        "batch_id", "passages_added", "passages_unchanged", "passages_superseded", "failures", "seconds"
+    }  # fmt: skip
+    assert (report["batch_id"], report["passages_added"], report["failures"]) == (1, 3, [])
+    again = run("ingest", "facts.jsonl")
+    assert again.stdout.startswith("Nothing changed: 3 passages already in the store")
+    run("ingest", "facts.jsonl", "--codec", "int8", status=2)
+
+    answer = _json(run("ask", "When was Rome founded?", "--json", "--no-null", "--top-k", "2"))
+    assert set(answer) >= {"answer", "mode", "experts", "timings_s"}
+    assert set(answer["experts"][0]) >= {"passage_id", "weight", "score", "batch_id", "source"}
+    assert sum(expert["weight"] for expert in answer["experts"]) == pytest.approx(1)
+    nulled = _json(run("ask", "When?", "--json", "--null-threshold", "1e9"))
+    assert (nulled["experts"], nulled["is_null"]) == ([], True)
+    explained = run("ask", "When was Rome founded?", "--mode", "rag", "--explain", "--max-tokens", "3", "--no-null")
+    assert "passage_id\tretrieval\trerank\tweight" in explained.stdout
+    assert "stage\tseconds" in explained.stdout
+    assert "for tests" in explained.stderr
+    lines = run("ask", "--json", "--title", "Ly*", stdin="Where is Lyon?\n\nWhy?\n").stdout.splitlines()
+    assert len(lines) == 2
+    assert {hit["title"] for hit in json.loads(lines[0])["experts"]} <= {"Lyon"}
+
+    listed = _json(run("list", "--json", "--limit", "2"))
+    assert len(listed["passages"]) == 2
+    assert listed["has_more"]
+    ids = run("list", "--quiet").stdout.split()
+    assert len(ids) == 3
+    shown = _json(run("show", ids[0], "--json"))
+    assert set(shown) >= {"passage_id", "title", "text", "source", "batch_id", "state", "expert"}
+    assert shown["expert"]["codec"] == "float32"
+    assert set(_json(run("stats", "--json"))) >= {"passages", "experts", "batches", "bytes"}
+
+    run("remove", ids[0], status=2)
+    assert _json(run("remove", ids[0], "--dry-run", "--json"))["removed"] == 1
+    assert len(run("list", "--quiet").stdout.split()) == 3
+    removed = _json(run("remove", ids[0], "--yes", "--json"))
+    assert removed == {"batch_id": 2, "removed": 1, "purged": False}
+    restored = _json(run("rollback", "2", "--json"))
+    assert restored == {"batch_id": 3, "restored": 1, "removed": 0}
+    replaced = run("replace", ids[1], "--text", "Lyon lies on two rivers.", "--yes", "--quiet").stdout.strip()
+    assert "Lyon lies on two rivers." in run("show", replaced).stdout
+    purged = _json(run("remove", ids[2], "--purge", "--yes", "--json"))
+    assert purged == {"batch_id": 5, "removed": 1, "purged": True}
+
+    batches = _json(run("batches", "--json"))["batches"]
+    assert [batch["kind"] for batch in batches] == ["remove", "replace", "rollback", "remove", "ingest"]
+    assert {item["change"] for item in _json(run("batches", "4", "--json"))["items"]} == {"added", "removed"}
+    assert _json(run("verify", "--json"))["clean"] is True
+    assert run("db", "check").stdout == "Clean\n"
+    assert _json(run("db", "current", "--json"))["current"] == _json(run("db", "upgrade", "--json"))["current"]
+
+    assert _json(run("export", "backup", "--json"))["passages"] == 2
+    assert _json(run("--store", "copy", "import", "backup", "--json"))["passages_added"] == 2
+    assert "2 passages" in run("stats", "--store", "copy").stdout
+
+
+def test_inputs_that_cannot_be_read_are_reported_and_the_rest_goes_on(run: Run) -> None:
+    Path("empty.txt").write_text("", encoding="utf-8")
+    result = run("ingest", "facts.jsonl", "empty.txt", "missing.txt")
+    assert "2 inputs could not be read" in result.stderr
+    assert result.stdout.startswith("Edit batch 1: 3 passages, 3 experts (")
+    assert "Hint: undo it with `knowstore rollback 1`" in result.stderr
+    error = _json(run("ingest", "missing.txt", "--strict", "--json", status=1))["error"]
+    assert set(error) == {"what", "kept", "fix"}
+
+
+def test_text_from_stdin_and_mapped_columns(run: Run) -> None:
+    Path("table.csv").write_text("headline,body\nNile,The Nile is a river in Africa.\n", encoding="utf-8")
+    columns = "text=body,title=headline"
+    assert _json(run("ingest", "table.csv", "--columns", columns, "--json"))["passages_added"] == 1
+    assert _json(run("ingest", "-", "--json", stdin="The Po is a river in Italy."))["passages_added"] == 1
+
+
+def test_a_store_that_is_missing_is_an_error_with_a_fix(run: Run) -> None:
+    result = run("ask", "why?", status=1)
+    assert "Fix: " in result.stderr
+    assert _json(run("stats", "--json", status=1))["error"]["what"].startswith("there is no store")
+
+
+def test_models_and_doctor_say_what_resolves(run: Run) -> None:
+    models = {model["role"]: model for model in _json(run("models", "list", "--json"))["models"]}
+    assert models["llm"]["state"] == "ready"
+    assert models["hypernetwork"]["notes"] == "for tests"
+    checks = _json(run("doctor", "--json"))
+    assert checks["ok"] is True
+    broken = _json(run("doctor", "--json", "--llm", "./nowhere", status=1))
+    assert {check["name"] for check in broken["checks"] if check["state"] == "problem"} == {"llm"}
+
+
+def test_the_benches_report_numbers(run: Run) -> None:
+    rows = [{"question": f"Where is {fact['title']}?", "answers": [fact["title"]], "passage": fact} for fact in FACTS]
+    Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scores = _json(run("bench", "controls", "--data", "qa.jsonl", "--limit", "2", "--json"))["rows"]
+    assert set(scores[0]) >= {"data", "method", "control", "n", "em", "em_ci", "f1", "f1_ci"}
+    assert {row["control"] for row in scores} >= {"none", "static", "shuffled", "gold"}
+    run("ingest", "facts.jsonl")
+    assert run("bench", "ask", "--questions", "qa.jsonl", "--limit", "2").stdout.startswith(
+        "experts\tstage\tp50\tp95\n"
+    )
+
+
+def test_a_trained_hypernetwork_answers(run: Run) -> None:
+    rows = [
+        {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
+         "passage": {"title": "Map", "text": f"{fact['text']} It is number {n}."}}
+        for fact in FACTS for n in range(8)
+    ]  # fmt: skip
+    Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    how = ["--data", "qa.jsonl", "--minutes", "0.02", "--batch-size", "2", "--layer", "1"]
+    trained = _json(run("train", "hypernetwork", *how, "--output", "trained", "--json"))
+    assert trained["steps"] > 0
+    assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}
+    run("ingest", "facts.jsonl", "--hypernetwork", "trained")
+    assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))

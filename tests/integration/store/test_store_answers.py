@@ -1,0 +1,382 @@
+"""Asking: filters, weights, modes, batches, mounting, codecs, and models that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig
+from knowstore.errors import (
+    ConfigError,
+    FilterError,
+    HypernetworkError,
+    KnowledgeStoreError,
+    MountError,
+    PassageError,
+    UnknownPassageError,
+)
+from knowstore.experts import FrozenLLM, TokensHypernetwork, load_hypernetwork
+from knowstore.prompts import passages_prompt, question_prompt
+from knowstore.records import Answer, Mode, Passage
+from knowstore.retrieval import relevance
+from knowstore.store import KnowledgeStore
+
+Open = Callable[..., KnowledgeStore]
+
+ROME, LYON = "When was Rome founded?", "Where does Lyon lie?"
+QUESTIONS = [ROME, LYON, "Who was the first king of Rome?", "Quito?", "Where does the river Rhône end?"]
+
+
+@pytest.fixture
+def store(open_store: Open, facts: list[Passage]) -> KnowledgeStore:
+    """All facts, in two batches, kept exactly."""
+    opened = open_store(bank=BankConfig(codec="float32"))
+    opened.add(facts[:3])
+    opened.add(facts[3:])
+    return opened
+
+
+def _logits(llm: FrozenLLM, question: str = ROME) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = llm.model(torch.tensor([llm.prompt_ids(question_prompt(question))])).logits
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(source="italy"), {"Rome", "Romulus"}),
+        (Filters(source="*"), {"Rome", "Romulus", "Lyon", "Rhône", "Oslo", "Quito"}),
+        (Filters(title="R*"), {"Rome", "Romulus", "Rhône"}),
+        (Filters(title="Rome"), {"Rome"}),
+        (Filters(batch_id=2), {"Rhône", "Oslo", "Quito"}),
+        (Filters(date_from="2020-06", date_to="2021"), {"Romulus", "Lyon"}),
+        (Filters(date_from="2023"), {"Quito"}),
+        (Filters(source="france", date_to="2021-12-31"), {"Lyon"}),
+        (Filters(source="it's"), set()),
+        (Filters(title="' OR 1=1 --"), set()),
+    ],
+)
+def test_filters_limit_what_is_found_and_mounted(filters: Filters, expected: set[str], store: KnowledgeStore) -> None:
+    assert {hit.title for hit in store.retrieve(ROME, filters=filters)} == expected
+    answer = store.ask(ROME, filters=filters)
+    assert {one.title for one in answer.experts} <= expected
+    assert answer.is_null == (not expected)
+
+
+def test_a_filter_that_cannot_be_read_is_refused(store: KnowledgeStore) -> None:
+    with pytest.raises(FilterError):
+        store.ask(ROME, filters=Filters(date_from="yesterday"))
+
+
+def test_an_answer_says_which_experts_with_which_weights_from_which_batch(
+    store: KnowledgeStore, facts: list[Passage]
+) -> None:
+    answer = store.ask(ROME)
+    assert [one.passage_id for one in answer.experts] == [hit.passage_id for hit in answer.hits[:4]]
+    assert list(answer.hits) == sorted(answer.hits, key=lambda hit: -hit.score)
+    assert [one.weight for one in answer.experts] == pytest.approx(relevance([h.score for h in answer.hits[:4]], 1.0))
+    assert sum(one.weight for one in answer.experts) == pytest.approx(1, abs=1e-6)
+    assert all(sum(one.segment_weights) == pytest.approx(one.weight) for one in answer.experts)
+    batches = {passage.passage_id: 1 if passage in facts[:3] else 2 for passage in facts}
+    assert all(one.batch_id == batches[one.passage_id] for one in answer.experts)
+    assert {"embed_question", "search", "rerank", "generate", "total"} <= answer.timings_s.keys()
+
+
+def test_temperature_and_top_k_shape_the_weights(store: KnowledgeStore, open_store: Open) -> None:
+    def weights(top_k: int, temperature: float) -> list[float]:
+        settings = RetrievalConfig(top_k=top_k, temperature=temperature)
+        return [one.weight for one in open_store(retrieval=settings).ask(ROME).experts]
+
+    assert weights(1, 1.0) == [1.0]
+    cold, warm, hot = weights(4, 0.01), weights(4, 1.0), weights(4, 1000.0)
+    assert cold[0] > warm[0] > hot[0]
+    assert hot == pytest.approx([0.25] * 4, abs=0.01)
+    assert all(sum(each) == pytest.approx(1, abs=1e-6) for each in (cold, warm, hot))
+
+
+def test_below_the_threshold_nothing_is_mounted_and_logits_are_those_of_the_bare_model(
+    store: KnowledgeStore, open_store: Open
+) -> None:
+    score = store.ask(ROME).hits[0].score
+    bare = _logits(store.models.llm)
+    with store.mount(ROME) as llm:
+        assert not torch.equal(_logits(llm), bare)
+    strict = open_store(retrieval=RetrievalConfig(null_threshold=score + 1e-3))
+    with strict.mount(ROME) as llm:
+        assert torch.equal(_logits(llm), bare)
+    answer = strict.ask(ROME)
+    assert (answer.is_null, answer.experts, len(answer.hits)) == (True, (), 6)
+    lenient = open_store(retrieval=RetrievalConfig(null_threshold=score - 1e-3)).ask(ROME)
+    assert (lenient.is_null, lenient.text) == (False, store.ask(ROME).text)
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each generation was asked: its prompts, experts and where they act."""
+    import knowstore.experts as experts
+    from knowstore.experts import generation
+
+    asked: list[dict[str, Any]] = []
+    generate, mount = experts.generate, generation.mount
+
+    def noted(llm: FrozenLLM, prompts: Any, mounted: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append({"prompts": prompts, "experts": mounted, "starts": None})
+        return generate(llm, prompts, mounted, *arguments, **options)
+
+    def mounted(*arguments: Any, **options: Any) -> Any:
+        asked[-1]["starts"] = options["starts"]
+        return mount(*arguments, **options)
+
+    monkeypatch.setattr(experts, "generate", noted)
+    monkeypatch.setattr(generation, "mount", mounted)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["experts", "rag", "hybrid"])
+def test_modes_differ_in_what_is_in_the_prompt_and_what_is_mounted(
+    mode: Mode, store: KnowledgeStore, prompts: list[dict[str, Any]]
+) -> None:
+    answer = store.ask(ROME, mode=mode)
+    (asked,) = prompts
+    before = passages_prompt([(one.title, one.text) for one in answer.experts])
+    assert (asked["prompts"][0].before, asked["prompts"][0].question) == (
+        "" if mode == "experts" else before,
+        question_prompt(ROME),
+    )
+    assert (asked["experts"] is None) == (mode == "rag")
+    n_before = len(store.models.llm.prompt_ids(before))
+    assert asked["starts"] == ([n_before] if mode == "hybrid" else None)
+    assert answer.mode == mode
+
+
+def test_where_all_lets_experts_act_on_the_passages_too(
+    store: KnowledgeStore, open_store: Open, prompts: list[dict[str, Any]]
+) -> None:
+    open_store(generation=GenerationConfig(where="all")).ask(ROME, mode="hybrid")
+    assert prompts[0]["starts"] is None
+
+
+@pytest.mark.parametrize("mode", ["experts", "rag", "hybrid"])
+@pytest.mark.parametrize("has_threshold", [False, True])
+def test_many_questions_get_the_answers_of_one_by_one(
+    mode: Mode, has_threshold: bool, store: KnowledgeStore, open_store: Open
+) -> None:
+    scores = sorted(store.retrieve(question)[0].score for question in QUESTIONS)
+    settings = RetrievalConfig(null_threshold=scores[2] if has_threshold else None)
+    asked = open_store(retrieval=settings)
+    alone = [asked.ask(question, mode=mode) for question in QUESTIONS]
+    many = asked.ask_many(QUESTIONS, mode=mode, batch_size=3)
+    assert [_content(one) for one in many] == [_content(one) for one in alone]
+    assert sum(one.is_null for one in many) == (2 if has_threshold else 0)
+    assert asked.ask_many([]) == []
+
+
+def _content(answer: Answer) -> tuple[object, ...]:
+    return answer.question, answer.text, answer.experts, answer.hits, answer.is_null
+
+
+def test_an_answer_is_streamed_as_it_comes(store: KnowledgeStore) -> None:
+    pieces: list[str] = []
+    answer = store.ask(ROME, on_text=pieces.append)
+    assert "".join(pieces).rstrip("\ufffd") == answer.text.rstrip("\ufffd")
+    assert answer.timings_s["first_token"] > 0
+
+
+def test_mounting_by_question_and_by_ids_agree_and_leave_no_trace(store: KnowledgeStore, facts: list[Passage]) -> None:
+    bare = _logits(store.models.llm)
+    with store.mount([facts[0].passage_id]) as llm:
+        one = _logits(llm)
+    assert not torch.equal(one, bare)
+    with store.mount(ROME, filters=Filters(title="Rome")) as llm:
+        assert torch.allclose(_logits(llm), one, atol=0.2)
+    ids = [facts[0].passage_id, facts[2].passage_id]
+    with store.mount(ids, weights=[1.0, 0.0]) as llm:
+        assert torch.allclose(_logits(llm), one, atol=1e-4)
+    with store.mount(ids) as equal, store.mount(ids, weights=[0.5, 0.5]):
+        assert not torch.equal(_logits(equal), one)
+    with pytest.raises(ZeroDivisionError), store.mount(ids):
+        raise ZeroDivisionError
+    assert torch.equal(_logits(store.models.llm), bare)
+    assert not [block for block in store.models.llm.model.modules() if block._forward_hooks or block._forward_pre_hooks]
+
+
+def test_mounting_refuses_unknown_ids_other_numbers_of_weights_and_no_ids(
+    store: KnowledgeStore, facts: list[Passage]
+) -> None:
+    with pytest.raises(UnknownPassageError):
+        store.mount(["f" * 32])
+    for ids, weights in (([facts[0].passage_id], [0.5, 0.5]), ([], [1.0])):
+        with pytest.raises(MountError):
+            store.mount(ids, weights=weights)
+    with store.mount([]) as llm:
+        assert torch.equal(_logits(llm), _logits(store.models.llm))
+
+
+def test_a_faiss_index_gives_the_hits_of_lance(store: KnowledgeStore, open_store: Open, facts: list[Passage]) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    exact = open_store(retrieval=RetrievalConfig(search="vector"))
+    faiss = open_store(retrieval=RetrievalConfig(index="faiss"))
+    for filters in (None, Filters(source="france"), Filters(title="R*")):
+        for question in QUESTIONS:
+            assert faiss.retrieve(question, filters=filters) == exact.retrieve(question, filters=filters)
+    assert _content(faiss.ask(ROME)) == _content(exact.ask(ROME))
+    store.remove([facts[0].passage_id])
+    assert faiss.retrieve(ROME) == exact.retrieve(ROME)
+
+
+def test_every_way_to_search_finds_passages(store: KnowledgeStore, open_store: Open) -> None:
+    for search in ("vector", "text", "hybrid"):
+        hits = open_store(retrieval=RetrievalConfig(search=search)).retrieve("the fjord of Oslo")
+        assert hits[0].title == "Oslo"
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8", "latent"])
+def test_experts_of_every_codec_answer_like_exact_ones(
+    codec: Codec, store: KnowledgeStore, open_store: Open, facts: list[Passage]
+) -> None:
+    coded = open_store(codec, bank=BankConfig(codec=codec))
+    coded.add(facts[:3])
+    coded.add(facts[3:])
+    assert coded.ask(ROME).text != ""
+    bare = _logits(store.models.llm)
+    with store.mount(ROME) as llm:
+        exact = _logits(llm)
+    with coded.mount(ROME) as llm:
+        found = _logits(llm)
+    error, effect = (found - exact).norm(), (exact - bare).norm()
+    assert error <= {"float16": 0.01, "int8": 0.1, "latent": 0.05}[codec] * effect
+    described = coded.show(facts[0].passage_id).expert
+    assert described is not None
+    assert (described["codec"], described["form"] == "latent") == (codec, codec == "latent")
+    assert coded.verify().problems == ()
+
+
+def test_the_codec_is_kept_from_the_first_batch_on(open_store: Open, facts: list[Passage]) -> None:
+    open_store(bank=BankConfig(codec="int8")).add(facts[:1])
+    store = open_store(bank=BankConfig(codec="float32"))
+    store.add(facts[1:2])
+    described = [store.show(passage.passage_id).expert for passage in facts[:2]]
+    assert [one["codec"] for one in described if one] == ["int8", "int8"]
+
+
+@pytest.fixture
+def untrained(tiny_models: ModelConfig, tmp_path: Path) -> ModelConfig:
+    hypernetwork = load_hypernetwork(Path(tiny_models.hypernetwork))
+    assert isinstance(hypernetwork, TokensHypernetwork)
+    hypernetwork.config = replace(hypernetwork.config, trained_steps=0)
+    hypernetwork.save(tmp_path / "untrained")
+    return replace(tiny_models, hypernetwork=str(tmp_path / "untrained"))
+
+
+def test_an_untrained_hypernetwork_is_refused_unless_it_is_allowed(
+    untrained: ModelConfig, open_store: Open, facts: list[Passage]
+) -> None:
+    store = open_store(models=untrained)
+    store.add(facts[:2])
+    for ask in (lambda: store.ask(ROME), lambda: store.ask_many([ROME], mode="hybrid")):
+        with pytest.raises(HypernetworkError, match="never trained"):
+            ask()
+    with pytest.raises(HypernetworkError, match="never trained"), store.mount(ROME):
+        pass
+    assert store.ask(ROME, mode="rag").mode == "rag"
+    assert store.ask(ROME, mode="rag").experts
+    assert open_store(models=untrained, allow_untrained=True).ask(ROME).experts
+
+
+def test_a_store_refuses_models_that_it_was_not_made_with(
+    untrained: ModelConfig, tiny_models: ModelConfig, open_store: Open, facts: list[Passage]
+) -> None:
+    open_store().add(facts[:2])
+    other = open_store(models=untrained, allow_untrained=True)
+    for use in (
+        lambda: other.ask(ROME),
+        lambda: other.retrieve(ROME),
+        lambda: other.mount(ROME),
+        lambda: other.add(facts[2:]),
+    ):
+        with pytest.raises(ConfigError, match="another hypernetwork"):
+            use()
+    assert len(other.passages()) == 2
+    assert open_store(models=None).ask(ROME).experts
+    swapped = open_store(models=replace(tiny_models, llm=tiny_models.retriever))
+    with pytest.raises(ConfigError, match="another llm"):
+        swapped.ask(ROME)
+
+
+def test_a_pooled_hypernetwork_works_from_end_to_end(
+    tiny_models: ModelConfig, tiny_pooled_dir: Path, open_store: Open, facts: list[Passage]
+) -> None:
+    pooled = replace(tiny_models, hypernetwork=str(tiny_pooled_dir))
+    for codec in ("float32", "latent"):
+        store = open_store(codec, models=pooled, bank=BankConfig(codec=codec))
+        store.add(facts)
+        alone = [store.ask(question) for question in QUESTIONS[:3]]
+        assert [_content(one) for one in store.ask_many(QUESTIONS[:3])] == [_content(one) for one in alone]
+        assert all(len(one.experts) == 4 for one in alone)
+        with store.mount(ROME) as llm:
+            assert not torch.equal(_logits(llm), _logits(open_store("none", models=pooled).models.llm))
+        store.remove([facts[0].passage_id], purge=True)
+        assert store.verify().problems == ()
+
+
+HOSTILE = [
+    "'", '"', "\\", "';DROP TABLE passages;--", '"unbalanced AND (', "title:Rome^2 ~", "a\x00b", "\x00", "x" * 10_000,
+    "why " * 2_500, "\U0001f600\U0001f469\u200d\U0001f680", "e\u0301\u202e\ufeff", "\ud800 lone", "???", "line\nbreak\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("question", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_question_is_answered_like_any_other(question: str, store: KnowledgeStore) -> None:
+    for mode in ("experts", "hybrid"):
+        answer = store.ask(question, mode=mode)
+        assert (answer.question, len(answer.experts)) == (question, 4)
+    with store.mount(question):
+        pass
+
+
+@pytest.mark.parametrize("question", ["", " ", "\n\t\u2003"])
+def test_a_blank_question_is_refused(question: str, store: KnowledgeStore) -> None:
+    for ask in (
+        lambda: store.ask(question),
+        lambda: store.ask_many([ROME, question]),
+        lambda: store.retrieve(question),
+        lambda: store.mount(question),
+    ):
+        with pytest.raises(ConfigError, match="empty"):
+            ask()
+
+
+def test_settings_that_cannot_work_are_refused(store: KnowledgeStore, open_store: Open) -> None:
+    with pytest.raises(ConfigError, match="mode"):
+        store.ask(ROME, mode="oracle")  # type: ignore[arg-type]
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match="batch_size"):
+            store.ask_many([ROME], batch_size=size)
+    with pytest.raises(KnowledgeStoreError):
+        open_store(models=ModelConfig(llm="/no/such/folder")).ask(ROME)
+
+
+def test_an_empty_store_says_that_it_is_empty(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    with pytest.raises(PassageError, match="no passage yet"):
+        store.ask(ROME)
+    assert (store.retrieve(ROME), store.passages(), store.batches()) == ([], [], [])
+    assert (store.stats().passages, store.verify().clean) == (0, True)
+    with store.mount(ROME) as llm:
+        assert not llm.model.training
+    for use in (lambda: store.show("f" * 32), lambda: store.remove(["f" * 32]), lambda: store.mount(["f" * 32])):
+        with pytest.raises(UnknownPassageError):
+            use()
+    for use in (lambda: store.remove(["f" * 32], purge=True), lambda: store.export(Path("never-made"))):
+        with pytest.raises(PassageError):
+            use()
+    store.add(facts[:1])
+    store.rollback(1)
+    answer = store.ask(ROME)
+    assert (answer.is_null, answer.hits) == (True, ())
