@@ -63,9 +63,15 @@ def hypernetwork(
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     n_words = int(llm.model.config.get_text_config().vocab_size)
     torch.manual_seed(config.seed)
-    untrained = TokensHypernetwork(TokensConfig(width=llm.width, layer=layer, vocabulary=n_words, max_norm=max_norm))
+    sizes = TokensConfig(
+        width=llm.width,
+        layer=layer,
+        vocabulary=n_words,
+        key_width=min(TokensConfig.key_width, llm.width),
+        max_norm=max_norm,
+    )
     log = _Log(session.output, config.minutes)
-    trained = train_tokens(untrained, llm, rows, config, work, on_progress=log)
+    trained = train_tokens(TokensHypernetwork(sizes), llm, rows, config, work, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, trained_steps=log.step, notes=notes)
     trained.save(output, dtype=torch.float16)

@@ -1,4 +1,7 @@
-"""A knowledge store from Python: add, ask, look behind the answer, take back. Run it with `python examples/quickstart.py`."""
+"""A knowledge store from Python: add, ask, look behind the answer, take back.
+
+Run it with `python examples/quickstart.py`.
+"""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def given_weights(weights: Sequence[float] | None, n: int) -> list[float]:
         MountError: another number of weights than experts.
     """
     if weights is None:
-        return [1.0 / n] * n
+        return [1.0 / n for _ in range(n)]
     if len(weights) != n:
         raise MountError(
             f"{len(weights)} weights for {n} experts",

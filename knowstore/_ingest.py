@@ -156,6 +156,19 @@ def write_passages(
     return written
 
 
+def write_experts(
+    passages: Sequence[Passage],
+    bank: ExpertBank,
+    models: LoadedModels,
+    codec: Codec,
+    batch_id: int,
+    on_progress: OnProgress | None,
+) -> None:
+    """Generate experts of passages that are stored already, and write them alone."""
+    spans = [sentence_spans(passage.text) for passage in passages]
+    bank.add(_generate(passages, spans, models, codec, 0, len(passages), on_progress), codec, batch_id)
+
+
 def _generate(
     passages: Sequence[Passage],
     spans: Sequence[list[tuple[int, int]]],

@@ -104,9 +104,15 @@ class Layout:
         """Refuse a catalog that belongs to another store.
 
         Raises:
-            CatalogError: it records another store's id.
+            CatalogError: it records another store's id, or is empty beside tables that are not.
         """
         found = catalog.setting("store_id")
+        if found is None and self.has_tables:
+            raise CatalogError(
+                f"the catalog is empty, the tables in {self.folder} are not: it was lost, or is another one",
+                kept="both are as they were",
+                fix="restore the catalog from a backup, or name the one that this store was made with",
+            )
         if found is None:
             catalog.set_setting("store_id", self.store_id)
         elif found != self.store_id:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from knowstore.bank import EncodedExpert, ExpertBank
-from knowstore.catalog import Catalog
-from knowstore.errors import ConfigError, FingerprintError, SourceError
+from knowstore.errors import ConfigError, FingerprintError, PassageError, SourceError
 from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage
 
@@ -23,13 +23,18 @@ _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
-def export(folder: Path, catalog: Catalog, table: PassageTable, bank: ExpertBank, fingerprints: dict[str, str]) -> int:
-    """Write the live state to `folder`; see `KnowledgeStore.export`."""
+def export(
+    folder: Path,
+    head: int,
+    pairs: Sequence[tuple[str, str]],
+    table: PassageTable,
+    bank: ExpertBank,
+    fingerprints: dict[str, str],
+) -> int:
+    """Write the placements `pairs`, live at `head`, to `folder`; see `KnowledgeStore.export`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    head = catalog.head()
-    pairs = catalog.live_placements()
     ids = {passage_id for passage_id, _ in pairs}
     writer = None
     for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
@@ -93,8 +98,11 @@ class Bundle:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Placements (passage_id, source)."""
-        table = self._read("sources.parquet", ["passage_id", "source"])
-        return list(zip(table["passage_id"].to_pylist(), table["source"].to_pylist(), strict=True))
+        rows = [row for part in self._parts("sources.parquet", ("passage_id", "source")) for row in part]
+        pairs = [(row["passage_id"], row["source"]) for row in rows]
+        if not all(isinstance(value, str) for pair in pairs for value in pair):
+            raise _damaged(self.folder / "sources.parquet", ValueError("a passage has no source"))
+        return pairs
 
     def write(self, wanted: set[str], table: PassageTable, bank: ExpertBank, batch_id: int) -> None:
         """Write the rows of `wanted` into a staged batch; every row's id and checksum is verified."""
@@ -103,49 +111,65 @@ class Bundle:
         if missing:
             raise _damaged(self.folder / "experts.parquet", ValueError(f"{len(missing)} experts are missing"))
         missing = set(wanted)
-        for batch in self._batches("passages.parquet"):
-            rows = [_row(raw) for raw in batch.to_pylist() if raw["id"] in missing]
-            for row, raw_id in ((row, row.passage.passage_id) for row in rows):
-                if raw_id not in wanted:
-                    error = ValueError(f"passage {row.passage.title!r} is not what its id says")
-                    raise _damaged(self.folder / "passages.parquet", error)
-                missing.discard(raw_id)
-            table.add(rows, batch_id)
+        for rows in self._passages(missing):
+            try:
+                table.add(rows, batch_id)
+            except PassageError as error:
+                raise _damaged(self.folder / "passages.parquet", error) from error
+            missing -= {row.passage.passage_id for row in rows}
         if missing:
             raise _damaged(self.folder / "passages.parquet", ValueError(f"{len(missing)} passages are missing"))
 
     def _experts(self, wanted: set[str]) -> Iterator[EncodedExpert]:
-        for batch in self._batches("experts.parquet"):
-            for raw in batch.to_pylist():
-                if raw["passage_id"] in wanted:
-                    yield EncodedExpert(**(raw | {"segment_ranks": tuple(raw["segment_ranks"])}))
+        path = self.folder / "experts.parquet"
+        names = tuple(field.name for field in fields(EncodedExpert))
+        for part in self._parts(path.name, names):
+            for raw in part:
+                if raw["passage_id"] not in wanted:
+                    continue
+                if any(value is None for value in raw.values()):
+                    raise _damaged(path, ValueError(f"the expert of passage {raw['passage_id']} is not complete"))
+                yield EncodedExpert(**(raw | {"segment_ranks": tuple(raw["segment_ranks"])}))
 
-    def _read(self, name: str, columns: list[str]) -> pa.Table:
-        try:
-            return pq.read_table(self.folder / name, columns=columns)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise _damaged(self.folder / name, error) from error
+    def _passages(self, wanted: set[str]) -> Iterator[list[PassageRow]]:
+        path = self.folder / "passages.parquet"
+        for part in self._parts(path.name, _PASSAGE_COLUMNS):
+            rows = []
+            for raw in part:
+                if raw["id"] not in wanted:
+                    continue
+                try:
+                    row = _row(raw)
+                except (ValueError, TypeError, IndexError) as error:
+                    raise _damaged(path, error) from error
+                if row.passage.passage_id != raw["id"]:
+                    raise _damaged(path, ValueError(f"passage {row.passage.title!r} is not what its id says"))
+                rows.append(row)
+            yield rows
 
-    def _batches(self, name: str) -> Iterator[pa.RecordBatch]:
+    def _parts(self, name: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """Rows of a file, some at a time."""
         try:
             with pq.ParquetFile(self.folder / name) as file:
-                yield from file.iter_batches(_ROWS)
-        except (OSError, pa.ArrowException) as error:
+                absent = set(columns) - set(file.schema_arrow.names)
+                if absent:
+                    raise ValueError(f"it has no column {', '.join(sorted(absent))}")
+                for batch in file.iter_batches(_ROWS, columns=list(columns)):
+                    yield batch.to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(self.folder / name, error) from error
 
 
-def _row(raw: dict[str, object]) -> PassageRow:
-    values = {name: raw[name] for name in _PASSAGE_COLUMNS}
-    vector = np.asarray(values["vector"], np.float32)
-    flat = values["segments"]
-    assert isinstance(flat, list)
-    vectors = np.frombuffer(bytes(values["segment_vectors"] or b""), np.float16)  # type: ignore[call-overload]
-    passage = Passage(*(str(values[name] or "") for name in ("text", "title", "source", "date")))
+def _row(raw: dict[str, Any]) -> PassageRow:
+    """A passage as it was exported; ValueError or TypeError when it is damaged."""
+    vector = np.asarray(raw["vector"], np.float32)
+    segments = raw["segments"]
+    vectors = np.frombuffer(raw["segment_vectors"], np.float16).reshape(len(segments) // 2, vector.shape[0])
     return PassageRow(
-        passage,
+        Passage(*(raw[name] or "" for name in ("text", "title", "source", "date"))),
         vector,
-        list(zip(flat[::2], flat[1::2], strict=True)),
-        vectors.reshape(-1, len(vector)).astype(np.float32),
+        list(zip(segments[::2], segments[1::2], strict=True)),
+        vectors.astype(np.float32),
     )
 
 

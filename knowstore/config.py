@@ -82,7 +82,7 @@ class RetrievalConfig:
     n_candidates: int = 20
     top_k: int = 4
     temperature: float = 1.0
-    null_threshold: float | None | Literal["auto"] = "auto"
+    null_threshold: float | Literal["auto"] | None = "auto"
     search: Search = "hybrid"
     index: Index = "lance"
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast, get_args
 
 from knowstore import _transfer, _upkeep
 from knowstore._answering import Reader, Timer, given_weights, mounted_llm
@@ -18,7 +18,7 @@ from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
-from knowstore.errors import CatalogError, PassageError, UnknownPassageError
+from knowstore.errors import CatalogError, ConfigError, PassageError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -40,6 +40,8 @@ from knowstore.sources import ColumnMap
 
 if TYPE_CHECKING:
     from knowstore.experts import FrozenLLM
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -257,10 +259,19 @@ class KnowledgeStore:
                 kept="the store is as it was",
                 fix="leave out passages without text",
             )
+        unreadable = [passage.title for passage in passages if not _is_unicode(passage)]
+        if unreadable:
+            raise PassageError(
+                f"{len(unreadable)} passages with half characters (lone surrogates), titled {unreadable[0]!r} first",
+                kept="the store is as it was",
+                fix="decode the texts with the encoding that they were written in",
+            )
         by_id = {passage.passage_id: passage for passage in passages}
+        pairs = [(passage_id, passage.source) for passage_id, passage in by_id.items()]
         with self._writer():
-            removed = self._live_pairs(old_ids)
-            change = Change([(i, p.source) for i, p in by_id.items()], removed, [])
+            live = set(self.catalog.live_placements(passage_ids=by_id))
+            removed = [pair for pair in self._live_pairs(old_ids) if pair not in set(pairs)]
+            change = Change([pair for pair in pairs if pair not in live], removed, [])
             batch, _ = self._commit(kind, change, lambda wanted: (by_id[i] for i in sorted(wanted)), note)
         if batch is None:
             raise PassageError(
@@ -327,7 +338,12 @@ class KnowledgeStore:
     # asking
 
     def retrieve(self, question: str, *, filters: Filters | None = None) -> list[Hit]:
-        """The passages proposed for a question (Eq. 7) in the reranker's order, best first."""
+        """The passages proposed for a question (Eq. 7) in the reranker's order, best first.
+
+        Raises:
+            ConfigError: an empty question, or models that are not those of the store.
+        """
+        (question,) = _checked([question])
         reader = self._reader()
         return [] if reader is None else reader.retrieve(question, filters, Timer())
 
@@ -362,6 +378,8 @@ class KnowledgeStore:
         batch_size: int = 16,
     ) -> list[Answer]:
         """Answer questions in batches, each with its own experts; arguments as for `ask`."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
         answers: list[Answer] = []
         for first in range(0, len(questions), batch_size):
             answers += self._answer(questions[first : first + batch_size], mode, filters, None)
@@ -370,7 +388,8 @@ class KnowledgeStore:
     def _answer(
         self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
     ) -> list[Answer]:
-        _check_question(questions, mode)
+        _check_mode(mode)
+        questions = _checked(questions)
         reader = self._reader()
         if reader is None:
             raise PassageError(
@@ -403,7 +422,10 @@ class KnowledgeStore:
         Raises:
             UnknownPassageError: an id that is not live.
             MountError: another number of weights than ids.
+            ConfigError: an empty question, or models that are not those of the store.
         """
+        if isinstance(question_or_ids, str):
+            (question_or_ids,) = _checked([question_or_ids])
         reader = self._reader()
         if reader is None:
             self._check_known([] if isinstance(question_or_ids, str) else question_or_ids, set())
@@ -433,12 +455,12 @@ class KnowledgeStore:
 
     def passages(self, *, source: str | None = None, limit: int | None = None, offset: int = 0) -> list[StoredPassage]:
         """Live passages in the order they were added, of one source if given."""
-        pairs = self.catalog.live_placements(source=source)
+        head, pairs = self._at_head(lambda: self.catalog.live_placements(source=source))
         ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
         chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
         if not chosen:
             return []
-        rows = self._existing_table().get(chosen, at=self.catalog.head())
+        rows = self._existing_table().get(chosen, at=head)
         return [StoredPassage(row.passage, row.id, row.live_from) for row in rows]
 
     def show(self, passage_id: str) -> PassageDetail:
@@ -512,9 +534,11 @@ class KnowledgeStore:
         Raises:
             ConfigError: the folder is not empty.
         """
-        table, bank = self._existing_table(), self._existing_bank()
         fingerprints = self.catalog.setting("fingerprints")
-        return _transfer.export(folder, self.catalog, table, bank, cast(dict[str, str], fingerprints))
+        head, pairs = self._at_head(self.catalog.live_placements)
+        return _transfer.export(
+            folder, head, pairs, self._existing_table(), self._existing_bank(), cast(dict[str, str], fingerprints)
+        )
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -552,8 +576,14 @@ class KnowledgeStore:
         note: str,
     ) -> tuple[EditBatch | None, float]:
         def write(wanted: set[str], batch_id: int) -> float:
-            if not wanted or passages is None:
+            if not wanted:
                 return 0.0
+            if passages is None:
+                raise PassageError(
+                    f"{len(wanted)} passages that would come back are lost, or their experts are",
+                    kept="the store is as it was",
+                    fix="run `knowstore verify --repair` and try again; ingest sources again whose text is lost",
+                )
             table, bank = self._tables()
             codec = self._bank_config.codec
             written = write_passages(
@@ -578,20 +608,23 @@ class KnowledgeStore:
             _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
             return None, 0.0
         table, bank = self._tables() if coming or self.layout.has_tables else (None, None)
-        staged = self.catalog.staged() or self.catalog.stage(
+        interrupted = self.catalog.staged()
+        if interrupted is not None and table is not None and bank is not None:
+            _upkeep.resume(self.catalog, table, bank, interrupted.id, coming)
+        staged = interrupted or self.catalog.stage(
             kind,
             note,
             passages_version=None if table is None else table.version,
             experts_version=None if bank is None else bank.version,
         )
+        known: set[str] = set()
+        model_seconds = 0.0
         try:
-            model_seconds = 0.0
             if table is not None and bank is not None:
                 known = table.existing(coming) & bank.existing(coming)
                 model_seconds = write(coming - known, staged.id)
                 table.revive(known, staged.id)
                 table.retire(going, staged.id)
-                _upkeep.drop_strays(table, bank, staged.id, coming)
                 table.optimize()
                 bank.optimize()
             batch = self.catalog.commit(
@@ -604,6 +637,9 @@ class KnowledgeStore:
             if kind != "ingest":
                 _upkeep.recover(self.catalog, table, bank)
             raise
+        if table is not None:
+            given_up = {passage_id for passage_id, _ in (*change.removed, *change.superseded)}
+            _upkeep.settle_sources(self.catalog, table, known | given_up)
         return batch, model_seconds
 
     @contextmanager
@@ -626,8 +662,6 @@ class KnowledgeStore:
             return None
         self.models.check_store(self.catalog.setting("fingerprints"))
         table, bank = self._existing_table(), self._existing_bank()
-        table.refresh()
-        bank.refresh()
         return Reader(table, bank, self.models, self.retrieval, self.generation, head, self._faiss)
 
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
@@ -635,27 +669,41 @@ class KnowledgeStore:
         self.models.check_store(self.catalog.setting("fingerprints"))
         uri = str(self.layout.tables)
         fingerprints = self.models.fingerprints
-        if not self.layout.has_tables or self._table is None:
-            dim = self.models.retriever.dim if not self.layout.has_tables else None
-            self._table = PassageTable.open(uri, dim=dim, create=True)
+        if self.layout.has_tables:
+            self._table = self._existing_table()
+        else:
+            self._table = PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
         self._bank = ExpertBank.open(
             uri, fingerprint=fingerprints["experts"], create=True, cache_bytes=self._bank_config.cache_bytes
         )
         if self.catalog.setting("fingerprints") is None:
-            self.catalog.set_setting("fingerprints", fingerprints)
-            self.catalog.set_setting("models", asdict(self.models.config))
-            self.catalog.set_setting("codec", self._bank_config.codec)
             for role, digest in fingerprints.items():
                 self.catalog.fingerprint(role, digest, {"reference": str(getattr(self.models.config, role, role))})
+            self.catalog.set_setting("models", asdict(self.models.config))
+            self.catalog.set_setting("codec", self._bank_config.codec)
+            self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
         return self._table, self._bank
 
+    def _at_head(self, read: Callable[[], _T]) -> tuple[int, _T]:
+        """What `read` gets from the catalog, and the latest committed edit batch at that time."""
+        while True:
+            head, found = self.catalog.head(), read()
+            if self.catalog.head() == head:
+                return head, found
+
     def _existing_table(self) -> PassageTable:
+        """The passages as they are now; ask the catalog first what to expect in them."""
         if self._table is None:
             self._table = PassageTable.open(str(self.layout.tables))
+        else:
+            self._table.refresh()
         return self._table
 
     def _existing_bank(self) -> ExpertBank:
-        if self._bank is None:
+        """The experts as they are now."""
+        if self._bank is not None:
+            self._bank.refresh()
+        else:
             recorded = self.catalog.setting("fingerprints")
             fingerprint = cast(dict[str, str], recorded)["experts"] if isinstance(recorded, dict) else None
             self._bank = ExpertBank.open(
@@ -690,10 +738,22 @@ def _bare(models: LoadedModels) -> Iterator[FrozenLLM]:
     yield models.llm
 
 
-def _check_question(questions: Sequence[str], mode: str) -> None:
-    from knowstore.errors import ConfigError
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        fix = f"use one of {', '.join(get_args(Mode))}"
+        raise ConfigError(f"mode is {mode!r}", kept="nothing was asked", fix=fix)
 
-    if mode not in ("experts", "rag", "hybrid"):
-        raise ConfigError(f"mode is {mode!r}", kept="nothing was asked", fix="use one of experts, rag, hybrid")
+
+def _checked(questions: Sequence[str]) -> list[str]:
+    """Questions that can be encoded: half characters, as a command line may give them, become question marks."""
     if any(not question.strip() for question in questions):
         raise ConfigError("the question is empty", kept="nothing was asked", fix="ask something")
+    return [question.encode("utf-8", "replace").decode() for question in questions]
+
+
+def _is_unicode(passage: Passage) -> bool:
+    try:
+        "".join((passage.title, passage.text, passage.source, passage.date)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from knowstore.cli.app import app
 from typer.testing import CliRunner, Result
 
+from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 
 Run = Callable[..., Result]
@@ -27,6 +27,8 @@ def run(tmp_path: Path, tiny_models: ModelConfig, monkeypatch: pytest.MonkeyPatc
     """Runs `knowstore` in `tmp_path`; the models are named in the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("STORE", "CATALOG", "RERANKER"):
+        monkeypatch.delenv(f"KNOWSTORE_{name}", raising=False)
     for name in ("llm", "retriever", "hypernetwork", "device", "dtype"):
         monkeypatch.setenv(f"KNOWSTORE_{name.upper()}", getattr(tiny_models, name))
     Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FACTS), encoding="utf-8")
@@ -66,7 +68,7 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     nulled = _json(run("ask", "When?", "--json", "--null-threshold", "1e9"))
     assert (nulled["experts"], nulled["is_null"]) == ([], True)
     explained = run("ask", "When was Rome founded?", "--mode", "rag", "--explain", "--max-tokens", "3", "--no-null")
-    assert "passage_id\tretrieval\trerank\tweight" in explained.stdout
+    assert "passage\tretrieval\trerank\tweight" in explained.stdout
     assert "stage\tseconds" in explained.stdout
     assert "for tests" in explained.stderr
     lines = run("ask", "--json", "--title", "Ly*", stdin="Where is Lyon?\n\nWhy?\n").stdout.splitlines()

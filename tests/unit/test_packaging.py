@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import typer.main
-from knowstore.cli.app import app
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import knowstore
 from knowstore import SplitConfig
+from knowstore.cli.app import app
 from knowstore.models.references import DEFAULT_PACKAGES
 from knowstore.records import SourceFailure
 from knowstore.sources import find_sources, read_passages

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,20 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_store(tmp_path: Path, tiny_models: ModelConfig, cache_dir: Path) -> Iterator[Callable[..., KnowledgeStore]]:
-    """Opens a store of the tiny models, `kb` unless another folder is named; all are closed at the end."""
+    """Opens a store of the tiny models, `kb` unless another folder is named; all are closed at the end.
+
+    The null option is off unless a number is given: what scores mean differs from reranker to reranker.
+    """
     from knowstore import KnowledgeStore
+    from knowstore.config import RetrievalConfig
 
     with ExitStack() as stack:
 
         def open_(folder: str | Path = "kb", **options: Any) -> KnowledgeStore:
-            settings = {"models": tiny_models, "cache_dir": cache_dir, **options}
+            retrieval = options.get("retrieval", RetrievalConfig())
+            if not isinstance(retrieval.null_threshold, float):
+                retrieval = replace(retrieval, null_threshold=None)
+            settings = {"models": tiny_models, "cache_dir": cache_dir, **options, "retrieval": retrieval}
             return stack.enter_context(KnowledgeStore.open(tmp_path / folder, **settings))
 
         yield open_
@@ -112,9 +119,10 @@ def start_python(tmp_path: Path, tiny_models: ModelConfig, cache_dir: Path) -> C
         opening = (
             "import os, signal, sys\n"
             "from pathlib import Path\n"
-            "from knowstore import KnowledgeStore, ModelConfig, Passage\n"
+            "from knowstore import KnowledgeStore, ModelConfig\n"
             f"models = ModelConfig(**{asdict(tiny_models)!r})\n"
-            f"store = KnowledgeStore.open({str(tmp_path / folder)!r}, models=models, cache_dir=Path({str(cache_dir)!r}))\n"
+            f"folder, cache_dir = {str(tmp_path / folder)!r}, Path({str(cache_dir)!r})\n"
+            "store = KnowledgeStore.open(folder, models=models, cache_dir=cache_dir)\n"
         )
         return subprocess.Popen(
             [sys.executable, "-c", opening + program, *arguments],

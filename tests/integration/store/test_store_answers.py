@@ -193,8 +193,10 @@ def test_mounting_by_question_and_by_ids_agree_and_leave_no_trace(store: Knowled
     with store.mount([facts[0].passage_id]) as llm:
         one = _logits(llm)
     assert not torch.equal(one, bare)
-    with store.mount(ROME, filters=Filters(title="Rome")) as llm:
-        assert torch.allclose(_logits(llm), one, atol=0.2)
+    with store.mount(LYON, filters=Filters(title="Lyon")) as llm:
+        by_question = _logits(llm)
+    with store.mount([facts[2].passage_id]) as llm:
+        assert torch.equal(_logits(llm), by_question)
     ids = [facts[0].passage_id, facts[2].passage_id]
     with store.mount(ids, weights=[1.0, 0.0]) as llm:
         assert torch.allclose(_logits(llm), one, atol=1e-4)
@@ -326,8 +328,9 @@ def test_a_pooled_hypernetwork_works_from_end_to_end(
 
 
 HOSTILE = [
-    "'", '"', "\\", "';DROP TABLE passages;--", '"unbalanced AND (', "title:Rome^2 ~", "a\x00b", "\x00", "x" * 10_000,
-    "why " * 2_500, "\U0001f600\U0001f469\u200d\U0001f680", "e\u0301\u202e\ufeff", "\ud800 lone", "???", "line\nbreak\r\n",
+    "'", '"', "\\", "';DROP TABLE passages;--", '"unbalanced AND (', "title:Rome^2 ~", "a\x00b", "\x00", "???",
+    "line\nbreak\r\n", "x" * 10_000, "why " * 2_500, "\U0001f600\U0001f469\u200d\U0001f680", "e\u0301\u202e\ufeff",
+    "\ud800 lone",
 ]  # fmt: skip
 
 
@@ -335,7 +338,7 @@ HOSTILE = [
 def test_a_hostile_question_is_answered_like_any_other(question: str, store: KnowledgeStore) -> None:
     for mode in ("experts", "hybrid"):
         answer = store.ask(question, mode=mode)
-        assert (answer.question, len(answer.experts)) == (question, 4)
+        assert (answer.question, len(answer.experts)) == (question.replace("\ud800", "?"), 4)
     with store.mount(question):
         pass
 

@@ -121,9 +121,12 @@ def test_a_replacement_is_one_batch_and_leaves_only_the_new_passage(
 def test_what_cannot_be_added_is_refused_and_changes_nothing(open_store: Open, facts: list[Passage]) -> None:
     store = open_store()
     store.add(facts[:1])
-    for passages in ([Passage(" \n\t")], [facts[1], Passage("", "title")], [facts[0]], []):
+    half = Passage("half of a character: \ud800")
+    for passages in ([Passage(" \n\t")], [facts[1], Passage("", "title")], [half], [facts[0]], []):
         with pytest.raises(PassageError):
             store.add(passages)
+    with pytest.raises(PassageError, match="live already"):
+        store.replace(facts[0].passage_id, facts[0])
     assert (len(store.batches()), len(store.passages())) == (1, 1)
 
 

@@ -4,9 +4,9 @@ import ast
 import sys
 from pathlib import Path
 
-import knowstore._migrations
 import pytest
 
+import knowstore._migrations
 from knowstore.catalog.lock import _command
 from knowstore.catalog.placements import _last_stretch
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import typer.main
-from knowstore.cli.app import app
 from typer.testing import CliRunner
 
+from knowstore.cli.app import app
+
 COMMANDS = {
-    "ask", "batches", "bench ask", "bench controls", "db check", "db current", "db upgrade", "doctor", "export", "import",
-    "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show", "stats", "train hypernetwork",
-    "verify",
+    "ask", "batches", "bench ask", "bench controls", "db check", "db current", "db upgrade", "doctor", "export",
+    "import", "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show", "stats",
+    "train hypernetwork", "verify",
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "rich", "numpy")
 

@@ -8,11 +8,16 @@ from collections.abc import Callable
 
 import pytest
 import typer
+
 from knowstore.cli.output import Output, count, shortened, size
 from knowstore.cli.registration import _bounded
 from knowstore.cli.session import Session
-
 from knowstore.errors import BankError
+
+
+@pytest.fixture(autouse=True)
+def _without_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KNOWSTORE_DEBUG", raising=False)
 
 
 class _Terminal(io.StringIO):

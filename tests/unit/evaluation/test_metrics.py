@@ -1,6 +1,7 @@
 """SQuAD's EM and F1 on a table of cases, and the bootstrap."""
 
 import pytest
+
 from knowstore.evaluation import bootstrap_interval, exact_match, normalise, token_f1
 
 CASES = [  # prediction, accepted answers, EM, F1

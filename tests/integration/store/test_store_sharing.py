@@ -1,0 +1,228 @@
+"""Stores that are shared: two writers, readers beside a writer, a catalog in PostgreSQL, catalogs of other stores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError
+from knowstore.records import Passage
+from knowstore.store import KnowledgeStore
+
+Open = Callable[..., KnowledgeStore]
+Write = Callable[[str, Sequence[Passage]], str]
+Look = Callable[[KnowledgeStore], object]
+
+_schema_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def catalog_url(postgresql_url: str) -> str:
+    """An empty schema of a PostgreSQL server."""
+    name = f"store{next(_schema_numbers)}"
+    engine = create_engine(make_url(postgresql_url).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return f"{postgresql_url}?options=-csearch_path%3D{name}"
+
+
+def test_a_second_writer_is_refused_and_readers_go_on(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store, other = open_store(), open_store()
+    store.add(facts[:2])
+    with store.catalog.writer():
+        for write in (
+            lambda: other.add(facts[2:3]),
+            lambda: other.remove([facts[0].passage_id]),
+            lambda: other.replace(facts[0].passage_id, facts[2]),
+            lambda: other.rollback(1),
+            lambda: other.verify(repair=True),
+        ):
+            with pytest.raises(StoreLockedError, match="another writer"):
+                write()
+        assert len(other.ask("When was Rome founded?").experts) == 2
+        assert other.verify().clean
+        assert (len(other.passages()), other.export(tmp_path / "out")) == (2, 2)
+    assert other.add(facts[2:3]).id == 2
+
+
+def test_two_open_stores_see_and_build_on_what_the_other_wrote(
+    open_store: Open, facts: list[Passage], visible: Look
+) -> None:
+    one, two = open_store(), open_store()
+    one.add(facts[:2])
+    two.add(facts[2:4])
+    assert visible(one) == visible(two)
+    one.remove([facts[2].passage_id])
+    two.add([facts[2]])
+    one.add([facts[4]])
+    assert two.show(facts[4].passage_id).expert is not None
+    two.remove([facts[4].passage_id], purge=True)
+    one.add([facts[4]])
+    one.remove([facts[0].passage_id])
+    two.verify(repair=True)
+    one.rollback(2)
+    assert (visible(one), one.verify().problems) == (visible(two), ())
+    assert {one.passage_id for one in two.passages()} == {one.passage_id for one in facts[:2]}
+
+
+def test_readers_see_a_batch_of_another_process_entirely_or_not_at_all(
+    open_store: Open,
+    facts: list[Passage],
+    write_facts: Write,
+    tmp_path: Path,
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> None:
+    def version(number: int) -> list[Passage]:
+        return [Passage(f"{one.text} This is version {number}.", one.title) for one in facts[:4]]
+
+    store = open_store()
+    paths = [write_facts("facts.jsonl", version(0))]
+    store.ingest(paths)
+    for number in range(1, 9):
+        write_facts(f"next{number}.jsonl", version(number))
+    writer = start_python(
+        "import shutil\n"
+        "store.models.llm, store.models.retriever, store.models.hypernetwork\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for number in range(1, 9):\n"
+        "    shutil.copy(f'{sys.argv[1]}/next{number}.jsonl', f'{sys.argv[1]}/facts.jsonl')\n"
+        "    store.ingest([f'{sys.argv[1]}/facts.jsonl'])\n",
+        str(tmp_path),
+    )
+    try:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        store.ask("Rome?")
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+        seen: set[str] = set()
+        while writer.poll() is None:
+            for texts in (
+                [hit.text for hit in store.retrieve("When was Rome founded?")],
+                [hit.text for hit in store.ask("Where does Lyon lie?").experts],
+                [one.passage.text for one in store.passages()],
+            ):
+                versions = {one.rsplit(" ", 1)[1] for one in texts}
+                assert (len(texts), len(versions)) == (4, 1)
+                seen |= versions
+            assert store.verify().problems == ()
+    finally:
+        writer.kill()
+        _, said = writer.communicate(timeout=60)
+    assert writer.returncode == 0, said
+    assert len(seen) > 1
+    assert {hit.text.rsplit(" ", 1)[1] for hit in store.retrieve("Rome?")} == {"8."}
+    assert store.verify().problems == ()
+
+
+def test_a_store_with_its_catalog_in_postgresql_works_the_same(
+    open_store: Open, catalog_url: str, facts: list[Passage], write_facts: Write, visible: Look, tmp_path: Path
+) -> None:
+    states = []
+    for folder, url in (("sqlite", None), ("postgresql", catalog_url)):
+        store = open_store(folder, catalog_url=url)
+        seen = [store.ingest([write_facts("facts.jsonl", facts[:4])]).passages_added, visible(store)]
+        seen += [store.ingest([write_facts("facts.jsonl", facts[1:5])]).passages_superseded, visible(store)]
+        store.replace(facts[1].passage_id, facts[5])
+        seen += [visible(store), store.rollback(2).restored, visible(store)]
+        store.remove([facts[0].passage_id], purge=True)
+        seen += [visible(store), store.verify().problems, [(one.kind, one.n_added) for one in store.batches()]]
+        with store.catalog.writer(), pytest.raises(StoreLockedError):
+            open_store(folder, catalog_url=url).add(facts[5:])
+        store.close()
+        assert visible(open_store(folder, catalog_url=url)) == seen[-3]
+        assert (tmp_path / folder / "catalog.sqlite").exists() == (url is None)
+        states.append(seen)
+    assert states[0] == states[1]
+
+
+def test_a_store_with_its_catalog_in_another_database_cannot_be_opened_without_it(
+    open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
+    open_store("away", catalog_url=url).add(facts[:1])
+    open_store("home").add(facts[1:2])
+    assert len(open_store("away", catalog_url=url).passages()) == 1
+    with pytest.raises(ConfigError, match="in another database"):
+        open_store("away")
+    with pytest.raises(ConfigError, match="in its folder"):
+        open_store("home", catalog_url=url)
+
+
+def test_a_catalog_of_another_store_is_refused(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path / name}.sqlite" for name in ("one", "two")]
+    for name, url in zip(("one", "two"), urls, strict=True):
+        open_store(name, catalog_url=url).add(facts[:1])
+    with pytest.raises(CatalogError, match="another store"):
+        open_store("one", catalog_url=urls[1])
+    with pytest.raises(CatalogError, match="another store"):
+        open_store("new", catalog_url=urls[1])
+    store = open_store("home")
+    store.add(facts[:1])
+    store.close()
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    assert len(open_store("copy").passages()) == 1
+
+
+def test_a_lost_catalog_is_not_taken_for_an_empty_one(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    store.close()
+    for path in store.layout.folder.glob("catalog.sqlite*"):
+        path.unlink()
+    with pytest.raises(CatalogError, match="empty"):
+        open_store()
+
+
+@pytest.mark.parametrize(
+    "described", ["", "{}", "[]", "null", "not json", '{"format": "x", "store_id": "a", "has_own_catalog": true}']
+)
+def test_a_damaged_description_of_a_store_is_refused(described: str, open_store: Open, tmp_path: Path) -> None:
+    open_store().close()
+    (tmp_path / "kb" / "store.json").write_text(described)
+    with pytest.raises(ConfigError, match=r"store\.json"):
+        open_store()
+
+
+def test_a_store_of_a_newer_version_is_refused(open_store: Open, tmp_path: Path) -> None:
+    open_store().close()
+    path = tmp_path / "kb" / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ConfigError, match="newer version"):
+        open_store()
+
+
+def test_folders_that_are_no_store_are_left_alone(open_store: Open, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("hello")
+    (tmp_path / "file").write_text("hello")
+    for name in ("mine", "file", "file/below"):
+        with pytest.raises(ConfigError):
+            open_store(name)
+    with pytest.raises(ConfigError, match="no store"):
+        open_store("absent", create=False)
+    assert not (tmp_path / "absent").exists()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_damaged_tables_are_reported_as_such(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    store.close()
+    for path in (store.layout.tables / "passages.lance").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\x00" * 10)
+    store = open_store()
+    for use in (lambda: store.ask("Rome?"), store.verify, lambda: store.add(facts[2:3])):
+        with pytest.raises(KnowledgeStoreError):
+            use()
