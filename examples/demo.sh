@@ -21,7 +21,7 @@ run ingest examples/corpus --note "the example corpus"
 run ingest examples/corpus
 
 say "The question alone is in the prompt; what the passages say comes in through the mounted experts."
-run ask "Who was the last keeper of Kirrin Point lighthouse?" --explain
+run ask "Who was the last keeper of Kirrin Point lighthouse?" --explain --candidates 8
 run ask "What colour is Tarvan slate?"
 run ask "Where was Lidia Brandt born?"
 

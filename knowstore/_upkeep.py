@@ -28,6 +28,7 @@ def recover(catalog: Catalog, table: PassageTable | None, bank: ExpertBank | Non
         return
     if table is not None and bank is not None:
         table.refresh()
+        bank.refresh()
         known = _known(catalog)
         touched = table.staged_ids(staged.id)
         table.discard(staged.id, keep=touched & known)

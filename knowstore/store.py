@@ -345,7 +345,11 @@ class KnowledgeStore:
         """
         (question,) = _checked([question])
         reader = self._reader()
-        return [] if reader is None else reader.retrieve(question, filters, Timer())
+        if reader is None:
+            return []
+        hits = reader.retrieve(question, filters, Timer())
+        self._faiss = reader.faiss
+        return hits
 
     def ask(
         self,
@@ -536,9 +540,8 @@ class KnowledgeStore:
         """
         fingerprints = self.catalog.setting("fingerprints")
         head, pairs = self._at_head(self.catalog.live_placements)
-        return _transfer.export(
-            folder, head, pairs, self._existing_table(), self._existing_bank(), cast(dict[str, str], fingerprints)
-        )
+        table, bank = self._existing_table(), self._existing_bank()
+        return _transfer.export(folder, head, pairs, table, bank, cast(dict[str, str], fingerprints))
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -667,22 +670,19 @@ class KnowledgeStore:
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
         self.models.check_store(self.catalog.setting("fingerprints"))
-        uri = str(self.layout.tables)
-        fingerprints = self.models.fingerprints
-        if self.layout.has_tables:
-            self._table = self._existing_table()
-        else:
-            self._table = PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
-        self._bank = ExpertBank.open(
-            uri, fingerprint=fingerprints["experts"], create=True, cache_bytes=self._bank_config.cache_bytes
-        )
         if self.catalog.setting("fingerprints") is None:
+            fingerprints = self.models.fingerprints
             for role, digest in fingerprints.items():
                 self.catalog.fingerprint(role, digest, {"reference": str(getattr(self.models.config, role, role))})
             self.catalog.set_setting("models", asdict(self.models.config))
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
-        return self._table, self._bank
+        if not self.layout.has_tables:
+            uri = str(self.layout.tables)
+            self._table = PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
+            self._bank = None
+            ExpertBank.open(uri, fingerprint=None, create=True)
+        return self._existing_table(), self._existing_bank()
 
     def _at_head(self, read: Callable[[], _T]) -> tuple[int, _T]:
         """What `read` gets from the catalog, and the latest committed edit batch at that time."""

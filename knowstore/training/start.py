@@ -55,7 +55,8 @@ def analytic_start(
     centred = table - table.mean(0)
     spread = centred.T @ centred / len(centred)
     hypernetwork.word_mean.copy_(table.mean(0))
-    hypernetwork.word_map.copy_(torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * eye))
+    inverse = torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * eye)
+    hypernetwork.word_map.copy_(inverse / inverse.abs().max())  # words are normalised, so the scale is free
     hypernetwork.rarity.copy_(_rarity(hypernetwork, llm, passages))
 
 

@@ -49,7 +49,7 @@ def open_store(tmp_path: Path, tiny_models: ModelConfig, cache_dir: Path) -> Ite
         yield open_
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def facts() -> list[Passage]:
     """Six passages about towns, from two sources, of one date each."""
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,25 +21,33 @@ Open = Callable[..., KnowledgeStore]
 Look = Callable[[KnowledgeStore], object]
 
 
+@pytest.fixture(scope="session")
+def exported(
+    facts: list[Passage], tiny_models: ModelConfig, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The store `origin`, which holds facts 0 to 2 and 4, and 3 removed; 0 has two sources. `bundle` is its export."""
+    folder = tmp_path_factory.mktemp("exported")
+    with KnowledgeStore.open(folder / "origin", models=tiny_models, cache_dir=cache_dir) as store:
+        store.add(facts[:4])
+        store.remove([facts[3].passage_id])
+        store.add([replace(facts[0], source="elsewhere"), facts[4]])
+        assert store.export(folder / "bundle") == 4
+    return folder
+
+
 @pytest.fixture
-def bundle(open_store: Open, facts: list[Passage], tmp_path: Path) -> Path:
-    """Facts 0 to 3, of which 3 was removed again, exported; 0 also comes from a second source."""
-    store = open_store("origin")
-    store.add(facts[:4])
-    store.remove([facts[3].passage_id])
-    store.add([replace(facts[0], source="elsewhere"), facts[4]])
-    assert store.export(tmp_path / "bundle") == 4
-    return tmp_path / "bundle"
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be damaged."""
+    return Path(shutil.copytree(exported / "bundle", tmp_path / "bundle"))
 
 
 def test_an_imported_bank_answers_like_the_one_it_was_exported_from(
-    bundle: Path, open_store: Open, facts: list[Passage], visible: Look, n_generated: Callable[[], int]
+    bundle: Path, exported: Path, open_store: Open, visible: Look, n_generated: Callable[[], int]
 ) -> None:
-    n_generated()
     store = open_store()
     report = store.import_(bundle, note="from there")
     assert (report.batch_id, report.passages_added, report.passages_unchanged, n_generated()) == (1, 4, 0, 0)
-    assert visible(store) == visible(open_store("origin"))
+    assert visible(store) == visible(open_store(exported / "origin"))
     assert (store.batches()[0].kind, store.batches()[0].note) == ("import", "from there")
     assert store.verify().problems == ()
     again = store.import_(bundle)
@@ -60,11 +69,11 @@ def test_an_import_into_a_store_with_other_passages_and_another_codec_adds_what_
     assert store.verify().problems == ()
 
 
-def test_an_export_needs_an_empty_folder(bundle: Path, open_store: Open) -> None:
+def test_an_export_needs_an_empty_folder(bundle: Path, exported: Path, open_store: Open) -> None:
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     for folder in (bundle, bundle / "manifest.json"):
         with pytest.raises(ConfigError, match="empty folder"):
-            open_store("origin").export(folder)
+            open_store(exported / "origin").export(folder)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
@@ -129,23 +138,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_bundle_is_refused_and_nothing_is_changed(
-    damage: str, bundle: Path, open_store: Open, facts: list[Passage], visible: Look
+    damage: str, bundle: Path, open_store: Open, facts: list[Passage]
 ) -> None:
     store = open_store()
     store.add([facts[5]])
-    before = visible(store)
     DAMAGES[damage](bundle)
     with pytest.raises(KnowledgeStoreError) as refused:
         store.import_(bundle)
     assert isinstance(refused.value, SourceError) or "checksum" in str(refused.value)
-    assert (visible(store), store.verify().problems) == (before, ())
+    assert ([one.passage for one in store.passages()], store.verify().problems) == ([facts[5]], ())
     assert (store.catalog.staged(), store.stats().experts) == (None, 1)
 
 
-@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("name", ["passages.parquet", "experts.parquet", "sources.parquet"])
 def test_a_bundle_with_a_flipped_byte_is_refused_or_imported_whole(
-    name: str, at: float, bundle: Path, open_store: Open, facts: list[Passage]
+    name: str, at: float, bundle: Path, open_store: Open
 ) -> None:
     store = open_store()
     _flip_a_byte(bundle / name, at)
@@ -158,7 +166,7 @@ def test_a_bundle_with_a_flipped_byte_is_refused_or_imported_whole(
     assert store.verify().problems == ()
 
 
-def test_a_path_that_is_no_bundle_is_refused(open_store: Open, tmp_path: Path, facts: list[Passage]) -> None:
+def test_a_path_that_is_no_bundle_is_refused(open_store: Open, tmp_path: Path) -> None:
     store = open_store()
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()

@@ -181,6 +181,19 @@ def test_purged_text_and_tensors_are_in_no_file_and_answers_are_those_of_a_store
         assert torch.equal(_logits(store, question), _logits(never, question))
 
 
+def test_a_batch_records_the_versions_of_the_tables(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    store.add(facts[2:])
+    first, second = (store.catalog.versions(batch_id) for batch_id in (1, 2))
+    for table in ("passages", "experts"):
+        before, after = (second[f"{table}_{time}"] for time in ("before", "after"))
+        assert before is not None
+        assert after is not None
+        assert first[f"{table}_after"] == before < after
+        assert after == getattr(store, {"passages": "_table", "experts": "_bank"}[table]).version
+
+
 def test_what_was_removed_before_can_be_purged_later_by_a_store_that_was_open_meanwhile(
     open_store: Open, facts: list[Passage]
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import lancedb
 import pyarrow as pa
 import pytest
-from lancedb.table import LanceTable
+from lancedb.table import Table
 
 from knowstore.errors import ExpertChecksumError
 from knowstore.records import Passage
@@ -15,80 +15,72 @@ from knowstore.store import KnowledgeStore
 
 Open = Callable[..., KnowledgeStore]
 Look = Callable[[KnowledgeStore], object]
-Damage = Callable[[LanceTable, LanceTable, Passage, Passage], None]
+Damage = Callable[[Table, Table, Passage, Passage], None]
 
 
-def _again(table: LanceTable, passage_id: str, **changes: object) -> None:
+def _again(table: Table, passage_id: str, **changes: object) -> None:
     """Write a stored row a second time, behind the back of everything that checks."""
     rows = table.search().where(f"id = '{passage_id}'").to_arrow().to_pylist()
     table.add(pa.Table.from_pylist([row | changes for row in rows], schema=table.schema))
 
 
-def _expert_is_lost(_passages: LanceTable, experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _expert_is_lost(_passages: Table, experts: Table, live: Passage, _removed: Passage) -> None:
     experts.delete(f"id = '{live.passage_id}'")
 
 
-def _expert_of_a_removed_passage_is_damaged(
-    _passages: LanceTable, experts: LanceTable, _live: Passage, removed: Passage
-) -> None:
+def _expert_of_a_removed_passage_is_damaged(_passages: Table, experts: Table, _live: Passage, removed: Passage) -> None:
     experts.update(where=f"id = '{removed.passage_id}'", values={"checksum": "0" * 32})
 
 
-def _checksum_is_other(_passages: LanceTable, experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _checksum_is_other(_passages: Table, experts: Table, live: Passage, _removed: Passage) -> None:
     experts.update(where=f"id = '{live.passage_id}'", values={"checksum": "0" * 32})
 
 
-def _fingerprint_is_other(_passages: LanceTable, experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _fingerprint_is_other(_passages: Table, experts: Table, live: Passage, _removed: Passage) -> None:
     experts.update(where=f"id = '{live.passage_id}'", values={"fingerprint": "another"})
 
 
-def _expert_is_there_twice(_passages: LanceTable, experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _expert_is_there_twice(_passages: Table, experts: Table, live: Passage, _removed: Passage) -> None:
     _again(experts, live.passage_id)
 
 
-def _expert_has_no_passage(_passages: LanceTable, experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _expert_has_no_passage(_passages: Table, experts: Table, live: Passage, _removed: Passage) -> None:
     _again(experts, live.passage_id, id="0" * 32)
 
 
-def _live_passage_is_hidden(passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _live_passage_is_hidden(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     passages.update(where=f"id = '{live.passage_id}'", values={"live_to": 1})
 
 
-def _live_passage_is_staged(passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _live_passage_is_staged(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     passages.update(where=f"id = '{live.passage_id}'", values={"live_from": 77})
 
 
-def _live_passage_has_an_end(passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _live_passage_has_an_end(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     passages.update(where=f"id = '{live.passage_id}'", values={"live_to": 4})
 
 
-def _live_passage_has_another_batch(
-    passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage
-) -> None:
+def _live_passage_has_another_batch(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     passages.update(where=f"id = '{live.passage_id}'", values={"live_from": 2})
 
 
-def _removed_passage_is_visible(passages: LanceTable, _experts: LanceTable, _live: Passage, removed: Passage) -> None:
+def _removed_passage_is_visible(passages: Table, _experts: Table, _live: Passage, removed: Passage) -> None:
     passages.update(where=f"id = '{removed.passage_id}'", values={"live_to": 2**62})
 
 
-def _passage_is_there_twice(passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _passage_is_there_twice(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     _again(passages, live.passage_id)
 
 
-def _removed_passage_is_there_twice(
-    passages: LanceTable, _experts: LanceTable, _live: Passage, removed: Passage
-) -> None:
+def _removed_passage_is_there_twice(passages: Table, _experts: Table, _live: Passage, removed: Passage) -> None:
     _again(passages, removed.passage_id)
 
 
-def _passage_is_in_no_batch(passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage) -> None:
+def _passage_is_in_no_batch(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     _again(passages, live.passage_id, id="0" * 32, text="Nobody put this here.")
 
 
-def _passage_of_no_batch_is_staged(
-    passages: LanceTable, _experts: LanceTable, live: Passage, _removed: Passage
-) -> None:
+def _passage_of_no_batch_is_staged(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     _again(passages, live.passage_id, id="0" * 32, live_from=77)
 
 
