@@ -41,4 +41,4 @@ run stats
 run verify
 
 say "How good the answers are: no expert, the static one, another passage's, and the right passage's."
-run bench controls --data examples/questions.jsonl
+run bench controls --data examples/questions.jsonl --limit 20
