@@ -14,9 +14,9 @@ def question_prompt(question: str) -> str:
 
 
 def passages_prompt(passages: Sequence[tuple[str, str]]) -> str:
-    """What stands before the question when passages are read as well: (title, text) pairs, quoted as data."""
-    lines = [f"Passage {n}: {title + '. ' if title else ''}{text}" for n, (title, text) in enumerate(passages, 1)]
-    return "\n".join(" ".join(line.split()) for line in lines) + "\n\n"
+    """What stands before the question when passages are read as well: (title, text) pairs, each on its own line."""
+    lines = [f"Passage: {title + '. ' if title else ''}{text}" for title, text in passages]
+    return "\n".join(" ".join(line.split()) for line in lines) + "\n"
 
 
 def answer_target(answer: str) -> str:
