@@ -14,9 +14,12 @@ BASE = {"errors", "records", "config", "prompts"}
 PARTS = {"passages", "bank", "catalog", "retrieval", "experts", "evaluation", "sources", "models"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
+    "encoders": BASE | {"encoders"},
     **{part: BASE | {part} for part in PARTS},
-    "training": BASE | {"training", "experts", "retrieval", "evaluation"},
-    "store": BASE | PARTS | {"store", "training"},
+    "retrieval": BASE | {"retrieval", "encoders"},
+    "experts": BASE | {"experts", "encoders"},
+    "training": BASE | {"training", "experts", "retrieval", "evaluation", "encoders"},
+    "store": BASE | PARTS | {"store", "training", "encoders"},
     "bench": BASE | PARTS | {"bench", "store", "training", "knowstore"},
     "knowstore": BASE | PARTS | {"store", "training"},
 }
@@ -27,6 +30,7 @@ MAY_NOT_IMPORT: dict[str, set[str]] = {
     "catalog": {"torch", "transformers", "lancedb", "pyarrow", "faiss"},
     "retrieval": {"sqlalchemy", "alembic", "lancedb", "pyarrow"},
     "experts": {"sqlalchemy", "alembic", "lancedb", "pyarrow", "faiss"},
+    "encoders": {"sqlalchemy", "alembic", "lancedb", "pyarrow", "faiss"},
     "sources": {"torch", "transformers", "lancedb", "sqlalchemy", "alembic", "faiss"},
     "evaluation": HEAVY,
     "training": {"sqlalchemy", "alembic", "lancedb", "pyarrow", "faiss"},
