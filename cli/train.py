@@ -13,7 +13,7 @@ from .registration import command, group
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore.training import TrainingProgress
+    from knowstore.training import TrainingConfig, TrainingProgress
 
 train = group(
     "train",
@@ -33,19 +33,21 @@ def hypernetwork(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints and the log.")],
     minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")] = None,
+    batch_questions: Annotated[int | None, typer.Option(help="Most questions of a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
     layer: Annotated[int, typer.Option(help="0-based decoder block that the experts are for.")] = 12,
     max_norm: Annotated[float | None, typer.Option(help="Bound on what experts add at a position.")] = 250.0,
 ) -> None:
-    """Train a `tokens` hypernetwork for an LLM by Eq. 5.
+    """Train a `tokens` hypernetwork for an LLM: where answers stand, then Eq. 5.
 
-    The same command goes on from the last checkpoint of a run that was cut off. Use the result with
-    `knowstore --hypernetwork FOLDER`.
+    Its encoder starts from the retriever's. The same command goes on from the last checkpoint of a run that was
+    cut off. Use the result with `knowstore --hypernetwork FOLDER`.
     """
     import torch
 
+    from knowstore.encoders import load_base
     from knowstore.experts import TokensConfig, TokensHypernetwork, load_llm
     from knowstore.models import choose_device, choose_dtype, resolve
     from knowstore.sources import sentence_spans
@@ -54,27 +56,26 @@ def hypernetwork(
     work = output / "training"
     session.kept = f"the last checkpoint in {work}"
     rows = load_questions(data, sentence_spans)
-    config = TrainingConfig(**given(minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, seed=seed))
-    n_held_out = max(config.batch_size, min(config.n_held_out, len(rows.questions) // 10))
-    config = replace(config, n_held_out=n_held_out)
+    wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions}
+    config = TrainingConfig(**given(**wanted, learning_rate=learning_rate, seed=seed))
+    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
-    n_words = int(llm.model.config.get_text_config().vocab_size)
     torch.manual_seed(config.seed)
+    base_path = resolve(models.retriever, "retriever", progress=session.output.progress).path
+    base = load_base(base_path)
     sizes = TokensConfig(
-        width=llm.width,
-        layer=layer,
-        vocabulary=n_words,
-        key_width=min(TokensConfig.key_width, llm.width),
-        max_norm=max_norm,
+        width=llm.width, layer=layer, encoder_width=base.width, base_digest=base.digest, max_norm=max_norm
     )
-    log = _Log(session.output, config.minutes)
-    trained = train_tokens(TokensHypernetwork(sizes), llm, rows, config, work, on_progress=log)
+    log = _Log(session.output, config)
+    trained = train_tokens(TokensHypernetwork(sizes, base).to(device), llm, rows, config, work, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, trained_steps=log.step, notes=notes)
     trained.save(output, dtype=torch.float16)
+    if models.retriever != "default":
+        base.save(output / "encoder")
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
         "output": str(output), "steps": log.step, "seconds": log.seconds, "loss": log.loss,
@@ -89,8 +90,8 @@ def hypernetwork(
 class _Log:
     """Shows a training run as it goes, and keeps its last figures."""
 
-    def __init__(self, output: Output, minutes: float) -> None:
-        self._output, self._total = output, int(60 * minutes)
+    def __init__(self, output: Output, config: TrainingConfig) -> None:
+        self._output, self._config = output, config
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
         self.gold: float | None = None
         self.shuffled: float | None = None
@@ -107,8 +108,15 @@ class _Log:
 
     def __call__(self, progress: TrainingProgress) -> None:
         self.step, self.seconds, self.loss = progress.step, progress.seconds, progress.loss
-        detail = f"step {progress.step}, loss {progress.loss:.2f}"
-        if progress.gold is not None:
+        detail = f"step {progress.step}, {progress.part}, loss {progress.loss:.2f}"
+        if progress.held_out_accuracy is not None:
             self.gold, self.shuffled = progress.gold, progress.shuffled
-            self._output.note(f"{progress.seconds:.0f} s, {detail}; {self.quality}")
-        self._output.progress("training (seconds)", min(int(progress.seconds), self._total), self._total, detail)
+            self._output.note(
+                f"{progress.seconds:.0f} s, {detail}; on questions kept out the first token is right within its "
+                f"sentence for {progress.held_out_accuracy:.0%}; {self.quality}"
+            )
+        if self._config.steps is None:
+            total = int(60 * self._config.minutes)
+            self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)
+        else:
+            self._output.progress("training (steps)", progress.step, self._config.steps, detail)

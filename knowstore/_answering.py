@@ -119,6 +119,7 @@ class Reader:
             device=llm.device,
             dtype=llm.dtype,
             static=hypernetwork.static,
+            query=hypernetwork.query,
             max_norm=hypernetwork.config.max_norm,
         )
 

@@ -64,7 +64,7 @@ class LoadedModels:
         """
         from knowstore.experts import load_hypernetwork
 
-        hypernetwork = load_hypernetwork(self.path("hypernetwork"), device=self.device)
+        hypernetwork = load_hypernetwork(self.path("hypernetwork"), device=self.device, base=self._base_encoder)
         config = hypernetwork.config
         if config.width != self.llm.width or config.layer >= self.llm.n_layers:
             raise HypernetworkError(
@@ -74,6 +74,10 @@ class LoadedModels:
                 fix="train one for this LLM with `knowstore train hypernetwork`",
             )
         return hypernetwork
+
+    def _base_encoder(self) -> Path:
+        """The published encoder that shipped weights were trained from: the default retriever's."""
+        return resolve("default", "retriever", cache_dir=self.cache_dir, progress=self.on_progress).path
 
     @cached_property
     def retriever(self) -> Retriever:

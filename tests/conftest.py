@@ -175,41 +175,43 @@ def sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
 
 
 @pytest.fixture(scope="session")
-def tiny_hypernetwork_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm: FrozenLLM, passage: PassageInput) -> Path:
-    """A small `tokens` hypernetwork after its analytic start, which counts as trained."""
+def tiny_hypernetwork_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llm: FrozenLLM, tiny_retriever_dir: Path
+) -> Path:
+    """A small `tokens` hypernetwork after its analytic start, which counts as trained, with its encoder beside it."""
     import torch
 
+    from knowstore.encoders import load_base
     from knowstore.experts import TokensConfig, TokensHypernetwork
     from knowstore.training.start import analytic_start
 
     torch.manual_seed(2)
+    base = load_base(tiny_retriever_dir)
     config = TokensConfig(
         width=D,
         layer=LAYER,
-        vocabulary=len(tiny_llm.tokenizer),
-        key_width=12,
+        encoder_width=base.width,
+        base_digest=base.digest,
         code_width=8,
-        encoder_width=16,
-        encoder_layers=1,
-        encoder_heads=2,
-        reach=3,
-        min_rarity=0.4,
         static_rank=4,
+        query_from=0,
+        query_rank=4,
         max_tokens=128,
     )
-    hypernetwork = TokensHypernetwork(config).eval()
-    prompts = []
-    for question, answer in QUESTIONS:
-        ids = tiny_llm.prompt_ids(question_prompt(question))
-        prompts.append((ids + tiny_llm.prompt_ids(answer_target(answer), is_start=False), len(ids)))
-    analytic_start(hypernetwork, tiny_llm, prompts, [passage])
+    hypernetwork = TokensHypernetwork(config, base).eval()
+    prompts = [
+        tiny_llm.prompt_ids(question_prompt(question)) + tiny_llm.prompt_ids(answer_target(answer), is_start=False)
+        for question, answer in QUESTIONS
+    ]
+    analytic_start(hypernetwork, tiny_llm, prompts)
     with torch.no_grad():  # what starts at zero would hide mistakes in what it multiplies
-        for parameter in hypernetwork.parameters():
-            if not parameter.any():
+        for name, parameter in hypernetwork.named_parameters():
+            if not parameter.any() and not name.startswith("encoder."):
                 parameter.normal_(std=0.05)
     hypernetwork.config = replace(config, trained_steps=1, notes="for tests")
     folder = tmp_path_factory.mktemp("tiny_hypernetwork")
     hypernetwork.save(folder)
+    shutil.copytree(tiny_retriever_dir, folder / "encoder")
     return folder
 
 

@@ -161,7 +161,8 @@ class _Bench:
             experts: Experts | None = None
             before = [""] * len(part)
             if is_static and network.static is not None:
-                experts = Experts(static=network.static.to(llm.device, llm.dtype))
+                query = None if network.query is None else network.query.to(llm.device, llm.dtype)
+                experts = Experts(static=network.static.to(llm.device, llm.dtype), query=query)
             elif method == "rag" and chosen is not None:
                 before = [self._passage_prompt(index) for index in chosen if index is not None]
             elif chosen is not None:
@@ -185,7 +186,12 @@ class _Bench:
             shares = self._sentence_known(passage) if is_known else self._reranked(question, passage)
             mounted.append([(expert, 1.0, shares if len(expert.segment_ranks) > 1 else None)])
         return combine(
-            mounted, device=llm.device, dtype=llm.dtype, static=network.static, max_norm=network.config.max_norm
+            mounted,
+            device=llm.device,
+            dtype=llm.dtype,
+            static=network.static,
+            query=network.query,
+            max_norm=network.config.max_norm,
         )
 
     def _sentence_known(self, passage: int) -> list[float]:

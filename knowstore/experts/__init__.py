@@ -1,6 +1,6 @@
 """Hypernetworks, the experts that they generate, and mounting these on a frozen LLM."""
 
-from knowstore.experts.expert import Expert, Experts, Factors, combine, expert_output
+from knowstore.experts.expert import Expert, Experts, Factors, QueryExperts, combine, expert_output
 from knowstore.experts.generation import Generated, Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
@@ -20,6 +20,7 @@ __all__ = [
     "PooledConfig",
     "PooledHypernetwork",
     "Prompt",
+    "QueryExperts",
     "TokensConfig",
     "TokensHypernetwork",
     "combine",

@@ -47,6 +47,21 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class QueryExperts:
+    """Experts in the form `neurons` beside the FFNs of some blocks, which no passage owns: of each of the 0-based
+    `layers` the `up` (D, R) and `down` (R, D)."""
+
+    layers: tuple[int, ...]
+    up: tuple[Tensor, ...]
+    down: tuple[Tensor, ...]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> QueryExperts:
+        """The same experts elsewhere or in another precision."""
+        up, down = (tuple(part.to(device, dtype) for part in parts) for parts in (self.up, self.down))
+        return QueryExperts(self.layers, up, down)
+
+
+@dataclass(frozen=True)
 class Expert:
     """The expert of one passage.
 
@@ -115,6 +130,7 @@ class Experts:
         factors: `up1` (B, K, D, R), `up2` (B, K, R, D), `dw1` (B, K, D, R), `dw2` (B, K, R, D).
         factor_weights: (B, K).
         static: trained once with the hypernetwork: how to answer, and no knowledge. Added as it is.
+        query: experts below the mount layer, trained with the hypernetwork as well, and no knowledge either.
         is_on: (B, 1, 1), 0 where the null option won: nothing is added for that question.
         max_norm: bound on the norm of what all passages' experts add at a position; None adds Eq. 6 as it is.
     """
@@ -125,6 +141,7 @@ class Experts:
     factors: Factors | None = None
     factor_weights: Tensor | None = None
     static: Factors | None = None
+    query: QueryExperts | None = None
     is_on: Tensor | None = None
     max_norm: float | None = None
 
@@ -161,6 +178,7 @@ class Experts:
             factors=factors,
             factor_weights=each(self.factor_weights),
             static=self.static,
+            query=self.query,
             is_on=each(self.is_on),
             max_norm=self.max_norm,
         )
@@ -189,6 +207,14 @@ def expert_output(experts: Experts, x: Tensor) -> Tensor:
     return total if experts.is_on is None else total * experts.is_on
 
 
+def query_output(index: int, experts: Experts, x: Tensor) -> Tensor:
+    """What the query experts' `index`-th adds for the input x (B, T, D) of its block's FFN."""
+    if experts.query is None:
+        return torch.zeros_like(x)
+    out = relu(x @ experts.query.up[index]) @ experts.query.down[index]
+    return out if experts.is_on is None else out * experts.is_on
+
+
 def _segment_weights(expert: Expert, weight: float, segments: Sequence[float] | None) -> Tensor:
     """One weight per neuron, (R,): the passage's relevance, or its segments' shares of it."""
     if segments is None:
@@ -204,6 +230,7 @@ def combine(
     device: torch.device,
     dtype: torch.dtype,
     static: Factors | None = None,
+    query: QueryExperts | None = None,
     max_norm: float | None = None,
 ) -> Experts:
     """Put the experts of B questions side by side, so that one fused product serves them all (Eq. 6).
@@ -212,7 +239,7 @@ def combine(
         questions: for each question its experts, each with its relevance r_k and, to weigh its segments
             one by one, a weight for each segment (their sum then stands for r_k). An empty list mounts
             nothing for that question, not even the static expert.
-        static: mounted with weight 1 for every question that has experts.
+        static, query: mounted with weight 1 for every question that has experts.
         max_norm: see `Experts`.
 
     Raises:
@@ -228,6 +255,7 @@ def combine(
     if any(not question for question in questions):
         is_on = torch.tensor([float(bool(q)) for q in questions], device=device, dtype=dtype)[:, None, None]
     static = None if static is None else static.to(device, dtype)
+    query = None if query is None else query.to(device, dtype)
     if not flat:
         return Experts(is_on=is_on, max_norm=max_norm)
     if forms == {"factors"}:
@@ -236,6 +264,7 @@ def combine(
             factors=factors.to(device, dtype),
             factor_weights=weights.to(device, dtype),
             static=static,
+            query=query,
             is_on=is_on,
             max_norm=max_norm,
         )
@@ -255,6 +284,7 @@ def combine(
         down=torch.stack(downs).to(device, dtype),
         neuron_weights=torch.stack(neuron_weights).to(device, dtype),
         static=static,
+        query=query,
         is_on=is_on,
         max_norm=max_norm,
     )

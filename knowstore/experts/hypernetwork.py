@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from knowstore.errors import HypernetworkError
-from knowstore.experts.expert import Expert, Factors
+from knowstore.encoders import BaseEncoder, load_base
+from knowstore.errors import ConfigError, HypernetworkError
+from knowstore.experts.expert import Expert, Factors, QueryExperts
 from knowstore.experts.llm import FrozenLLM
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_SIZE = 1 << 24
-_RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "encoder_layers": (1, 64)}
+_RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "query_from": (0, 4095)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Hypernetwork(nn.Module, ABC):
     config: HypernetworkConfig
 
     @property
+    def query(self) -> QueryExperts | None:
+        """Experts below the mount layer that every question gets: what makes its state a better query."""
+        return None
+
+    @property
     @abstractmethod
     def static(self) -> Factors | None:
         """The expert that every question gets and no passage owns: how to answer, and no knowledge."""
@@ -93,10 +99,14 @@ class Hypernetwork(nn.Module, ABC):
         """The experts of a batch of passages, in order."""
         return self.materialise(llm, self.encode(llm, passages))
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The tensors that make it what it is, by name; not those of a published model that it builds on."""
+        return self.state_dict()
+
     def fingerprint(self) -> str:
         """Digest of kind, config and weights, 16 hex digits: experts of another one never mix with its."""
         digest = hashlib.sha256(json.dumps(_described(self), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(self.own_tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -106,7 +116,7 @@ class Hypernetwork(nn.Module, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-            for name, tensor in self.state_dict().items()
+            for name, tensor in self.own_tensors().items()
         }
         (folder / _WEIGHTS).write_bytes(save(tensors))
         (folder / _CONFIG).write_text(json.dumps(_described(self), indent=2) + "\n", "utf-8")
@@ -116,8 +126,12 @@ def _described(hypernetwork: Hypernetwork) -> dict[str, Any]:
     return {"kind": hypernetwork.config.kind, **asdict(hypernetwork.config)}
 
 
-def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
+def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[], Path] | None = None) -> Hypernetwork:
     """Read a hypernetwork that `save` wrote; its weights are float32 whatever they were stored in.
+
+    Args:
+        base: gives the directory of the published encoder that a `tokens` hypernetwork was trained from; one that
+            lies in the folder itself, as `encoder`, comes first.
 
     Raises:
         HypernetworkError: files missing or damaged, an unknown kind, or weights that do not fit the config.
@@ -130,20 +144,32 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
             raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
         described = json.loads((folder / _CONFIG).read_text("utf-8"))
         kind = described.pop("kind")
+        encoder = _base(folder, base) if kind == "tokens" else None
         with torch.device("meta"):  # no memory is taken on the word of the config alone
             if kind == "pooled":
                 hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
-            elif kind == "tokens":
-                hypernetwork = TokensHypernetwork(TokensConfig(**described))
+            elif encoder is not None:
+                config = TokensConfig(**described)
+                if (config.base_digest, config.encoder_width) != (encoder.digest, encoder.width):
+                    raise ValueError(
+                        f"it was trained from the encoder {config.base_digest} of width {config.encoder_width}, "
+                        f"here is {encoder.digest} of width {encoder.width}"
+                    )
+                hypernetwork = TokensHypernetwork(config, encoder)
             else:
                 raise ValueError(f"its kind is {kind!r}, known are 'pooled' and 'tokens'")
         weights = load_file(folder / _WEIGHTS)
         floats = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
         if not all(bool(t.isfinite().all()) for t in floats.values() if t.is_floating_point()):
             raise ValueError("its weights are not finite")
-        hypernetwork.load_state_dict(floats, assign=True)
+        if set(floats) != set(hypernetwork.own_tensors()):
+            raise ValueError(
+                f"it has {len(floats)} tensors that are not the {len(hypernetwork.own_tensors())} expected"
+            )
+        hypernetwork.load_state_dict(floats, strict=False, assign=True)
     except (
         HypernetworkError,
+        ConfigError,
         OSError,
         ValueError,
         LookupError,
@@ -152,10 +178,18 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu") -> Hypernetwork:
         RuntimeError,
         SafetensorError,
     ) as error:
-        why = error.what if isinstance(error, HypernetworkError) else error
+        why = error.what if isinstance(error, HypernetworkError | ConfigError) else error
         raise HypernetworkError(
             f"{folder} holds no hypernetwork that can be read: {why}",
             kept="nothing was loaded",
             fix="give a folder that `knowstore train hypernetwork` wrote",
         ) from error
     return hypernetwork.eval().requires_grad_(False).to(torch.device(device))
+
+
+def _base(folder: Path, base: Callable[[], Path] | None) -> BaseEncoder:
+    if (folder / "encoder").is_dir():
+        return load_base(folder / "encoder")
+    if base is None:
+        raise ValueError("it needs the published encoder that it was trained from")
+    return load_base(base())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,88 +96,58 @@ class FrozenLLM:
         ends = self.tokenizer.eos_token_id
         return ids[:-1] if is_start and ids and ids[-1] == ends and len(ids) > 1 else ids
 
-    @torch.no_grad()
-    def states(self, ids: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Hidden states of right-padded token ids (B, T): the input of block `layer` and that of its FFN,
-        both (B, T, D). Blocks above are not run. Padding must stand on the right, where no token sees it.
-        Other threads may use the model meanwhile.
+    def prompt_ids_and_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a piece of text, as `prompt_ids` within a text, and how many characters each has reached."""
+        if self.tokenizer.is_fast:
+            found = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
+            return found.input_ids, [end for _, end in found.offset_mapping]
+        ids = self.prompt_ids(text, is_start=False)
+        return ids, [min(len(text), len(self.tokenizer.decode(ids[: n + 1]))) for n in range(len(ids))]
+
+    def states(self, ids: Tensor, layer: int) -> Tensor:
+        """The input of the FFN of block `layer` for right-padded token ids (B, T): (B, T, D). Blocks above are not
+        run; what is mounted below acts. Padding must stand on the right, where no token sees it. Other threads may
+        use the model meanwhile.
 
         Raises:
             MountError: no such block.
         """
-        block, (first, _) = blocks(self.model), ffn(self.model, layer)
-        seen: dict[str, Tensor] = {}
+        with self.watched(layer, is_end=True) as seen, suppress(_Reached):
+            self.model.base_model(input_ids=ids.to(self.device), use_cache=False)
+        return seen[0]
+
+    @contextmanager
+    def watched(self, layer: int, *, is_end: bool = False) -> Iterator[list[Tensor]]:
+        """A list that takes the FFN's input (B, T, D) of block `layer` at each call of the model in this thread;
+        with `is_end` the call ends there, by `_Reached`."""
+        block, (first, _) = blocks(self.model)[layer], ffn(self.model, layer)
+        shapes: list[torch.Size] = []
+        seen: list[Tensor] = []
         thread = threading.get_ident()
 
         def at_block(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() == thread:
-                seen["block"] = first_input(args, kwargs)
+                shapes.append(first_input(args, kwargs).shape)
 
         def at_ffn(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() == thread:
-                seen["ffn"] = first_input(args, kwargs)
-                raise _Reached
+                seen.append(first_input(args, kwargs).reshape(shapes.pop()))
+                if is_end:
+                    raise _Reached
 
         with hooks_lock:
             handles = [
-                block[layer].register_forward_pre_hook(at_block, with_kwargs=True),
+                block.register_forward_pre_hook(at_block, with_kwargs=True),
                 first.register_forward_pre_hook(at_ffn, with_kwargs=True),
             ]
         try:
-            self.model.base_model(input_ids=ids.to(self.device), use_cache=False)
-        except _Reached:
-            pass
+            yield seen
         finally:
             with hooks_lock:
                 for handle in handles:
                     handle.remove()
-        return seen["block"], seen["ffn"].reshape(seen["block"].shape)
-
-    @contextmanager
-    def upper(self, layer: int) -> Iterator[_Upper]:
-        """Blocks `layer` and above as a callable from their cached input (B, T, D) to the final states
-        (B, T, D), for training; the model is whole again afterwards, and no other thread may use it meanwhile."""
-        layers = blocks(self.model)
-        upper = _Upper(self.model)
-        kept = list(layers)
-        for index in range(layer):
-            layers[index] = _Skip(kept[index])
-        handle = kept[layer].register_forward_pre_hook(upper.inject, with_kwargs=True)
-        try:
-            yield upper
-        finally:
-            handle.remove()
-            for index in range(layer):
-                layers[index] = kept[index]
-
-
-class _Upper:
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._states: Tensor | None = None
-
-    def inject(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (self._states, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._states}
-
-    def __call__(self, states: Tensor) -> Tensor:
-        self._states = states
-        out: Tensor = self._model.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
-        return out
-
-
-class _Skip(nn.Module):
-    """Stands where a block stood, and hands on what it is given."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        for name in ("attention_type", "layer_type", "is_sliding"):
-            if hasattr(block, name):
-                setattr(self, name, getattr(block, name))
-
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Tensor:

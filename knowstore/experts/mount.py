@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
-from knowstore.experts.expert import Experts, expert_output
+from knowstore.experts.expert import Experts, expert_output, query_output
 from knowstore.experts.llm import blocks, blocks_owner, ffn, first_input, hooks_lock
 
 Args = tuple[Any, ...]
@@ -24,7 +25,7 @@ _mounted_here: ContextVar[frozenset[int]] = ContextVar("knowstore_mounted_here",
 def mount(
     model: PreTrainedModel, experts: Experts, layer: int = 12, *, starts: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Add the weighted experts' output to one FFN of a frozen model (Eq. 3 and 6).
+    """Add the weighted experts' output to one FFN of a frozen model (Eq. 3 and 6), and the query experts' below it.
 
     `model.generate` works inside with all its options; beams and several samples of a question share its
     experts. The experts act in the thread (or asyncio task) that entered the block and in no other, so
@@ -44,7 +45,7 @@ def mount(
         MountError: no such block, the experts' D is not the model's, or as many `starts` as questions are
             missing; nothing was mounted. Also when the model is called with a batch that is no multiple of B.
     """
-    first, last = ffn(model, layer)
+    ffn(model, layer)
     width = int(model.get_input_embeddings().weight.shape[1])
     if experts.width not in (0, width):
         raise MountError(
@@ -58,15 +59,22 @@ def mount(
             kept="nothing was mounted",
             fix="give one start position for each question",
         )
-    hooks = _Hooks(experts, None if starts is None else torch.tensor(list(starts)))
-    with hooks_lock:
-        handles = [
-            blocks_owner(model).register_forward_pre_hook(hooks.take_offset, with_kwargs=True),
-            blocks(model)[layer].register_forward_pre_hook(hooks.take_shape, with_kwargs=True),
-            first.register_forward_pre_hook(hooks.take_input, with_kwargs=True),
-            last.register_forward_hook(hooks.add_output),
+    state = _Mounted(experts, None if starts is None else torch.tensor(list(starts)))
+    beside = [_Beside(state, layer, expert_output)]
+    if experts.query is not None:
+        beside += [
+            _Beside(state, below, partial(query_output, index)) for index, below in enumerate(experts.query.layers)
         ]
-    token = _mounted_here.set(_mounted_here.get() | {id(hooks)})
+    parts = [ffn(model, one.layer) for one in beside]
+    with hooks_lock:
+        handles = [blocks_owner(model).register_forward_pre_hook(state.take_offset, with_kwargs=True)]
+        for one, (first, last) in zip(beside, parts, strict=True):
+            handles += [
+                blocks(model)[one.layer].register_forward_pre_hook(one.take_shape, with_kwargs=True),
+                first.register_forward_pre_hook(one.take_input, with_kwargs=True),
+                last.register_forward_hook(one.add_output),
+            ]
+    token = _mounted_here.set(_mounted_here.get() | {id(state)})
     try:
         yield
     finally:
@@ -76,16 +84,14 @@ def mount(
         _mounted_here.reset(token)
 
 
-class _Hooks:
-    """The state of one `mount`. Another thread may meet a hook while it is being put on or taken off, and then
-    calls it without keyword arguments; so these have a default."""
+class _Mounted:
+    """What the hooks of one `mount` share. Another thread may meet a hook while it is being put on or taken off,
+    and then calls it without keyword arguments; so these have a default."""
 
     def __init__(self, experts: Experts, starts: Tensor | None) -> None:
         self.starts = starts
         self.n_questions = experts.n_questions
         self.copies = {1: experts}
-        self.shape = torch.Size()
-        self.x: Tensor | None = None
         self.offset = 0
 
     @property
@@ -97,37 +103,51 @@ class _Hooks:
             past = (kwargs or {}).get("past_key_values")
             self.offset = 0 if past is None else int(past.get_seq_length())
 
-    def take_shape(self, _block: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
-        if self.is_here:
-            self.shape = first_input(args, kwargs).shape
-
-    def take_input(self, _ffn: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
-        if self.is_here:
-            self.x = first_input(args, kwargs)
-
-    def add_output(self, _ffn: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if not self.is_here or self.x is None:
-            return None
-        x, self.x = self.x, None
-        main = output[0] if isinstance(output, tuple) else output
-        added = self.added(x).reshape(main.shape).to(main.dtype)
-        return (main + added, *output[1:]) if isinstance(output, tuple) else main + added
-
-    def added(self, x: Tensor) -> Tensor:
+    def experts_for(self, n_sequences: int) -> Experts:
+        """The experts of a batch that holds some sequences of each question."""
         n = self.n_questions
-        x = x.reshape(self.shape)  # (B, T, D), also in blocks that flatten their tokens
-        if n and x.shape[0] % n:
+        if n and n_sequences % n:
             raise MountError(
-                f"the model was called with {x.shape[0]} sequences, experts are mounted for {n} questions",
+                f"the model was called with {n_sequences} sequences, experts are mounted for {n} questions",
                 kept="the model's weights are as they were",
                 fix="call it with one sequence, or a fixed number of beams or samples, for each question",
             )
-        n_copies = x.shape[0] // n if n else 1
+        n_copies = n_sequences // n if n else 1
         if n_copies not in self.copies:
             self.copies[n_copies] = self.copies[1].repeat(n_copies)
-        out = expert_output(self.copies[n_copies], x)
+        return self.copies[n_copies]
+
+    def from_start(self, out: Tensor) -> Tensor:
+        """`out` (B, T, D), zero before each question's start."""
         if self.starts is None:
             return out
-        starts = self.starts.to(x.device).repeat_interleave(x.shape[0] // len(self.starts))
-        positions = torch.arange(self.offset, self.offset + x.shape[1], device=x.device)
+        starts = self.starts.to(out.device).repeat_interleave(out.shape[0] // len(self.starts))
+        positions = torch.arange(self.offset, self.offset + out.shape[1], device=out.device)
         return out * (positions[None] >= starts[:, None])[..., None]
+
+
+class _Beside:
+    """The hooks beside the FFN of one block; `output` gives what is added for an input (B, T, D)."""
+
+    def __init__(self, state: _Mounted, layer: int, output: Callable[[Experts, Tensor], Tensor]) -> None:
+        self.state, self.layer, self.output = state, layer, output
+        self.shape = torch.Size()
+        self.x: Tensor | None = None
+
+    def take_shape(self, _block: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
+        if self.state.is_here:
+            self.shape = first_input(args, kwargs).shape
+
+    def take_input(self, _ffn: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
+        if self.state.is_here:
+            self.x = first_input(args, kwargs)
+
+    def add_output(self, _ffn: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if not self.state.is_here or self.x is None:
+            return None
+        x, self.x = self.x, None
+        main = output[0] if isinstance(output, tuple) else output
+        x = x.reshape(self.shape)  # (B, T, D), also in blocks that flatten their tokens
+        added = self.state.from_start(self.output(self.state.experts_for(x.shape[0]), x))
+        total = main + added.reshape(main.shape).to(main.dtype)
+        return (total, *output[1:]) if isinstance(output, tuple) else total

@@ -1,277 +1,273 @@
-"""The `tokens` hypernetwork: one neuron for each telling token of a passage, from an analytic start.
+"""The `tokens` hypernetwork: one neuron for each token of a passage, which fires when that token is to be written.
 
-A passage is read once by the frozen LLM up to the FFN of the mount layer, which gives a state x_t (D) of each of
-its tokens in context. Each sentence (segment) then gets, with u_w a unit vector that raises the LLM's own logit of
-word w when it is added to the residual stream:
+A passage is read once by a small bidirectional encoder, trained from a published one. Each token t of a sentence
+(segment) gets a neuron beside the FFN of the mount layer of the frozen LLM:
 
-    key of token t      fires where the LLM is in a state like x_t: x_t whitened, less a threshold
-    value of token t    the words near t, each along its u_w, weighted by how rare and important it is
-    bag                 one neuron that fires where the answer is being written, with all words of the segment
+    key_t     fires where the LLM is about to write t: at the end of a question that t answers, or behind t's
+              left neighbour when the answer has come that far; a linear map of t's code, of its word and of the
+              word before it, in the space where the LLM's states are white
+    value_t   t's word along u_t, which raises the LLM's own logit of t when it is added to the residual stream,
+              and a linear map of t's code
 
-Before training the keys, the bag and the values are made from statistics of the frozen LLM alone (its embeddings, and
-the second moments of its FFN inputs over questions); training then learns which words matter, and when. Inner products
-with a constant direction (`const`, about 1 for every state) stand in for the bias that Eq. 2 does not have.
+The state of the frozen LLM at the end of a question knows little of what was asked, so the hypernetwork also has
+*query experts*: one small expert beside the FFN of each of some blocks below the mount layer, stored once, the same for
+every question and every passage. They hold no knowledge; they make the state a better query.
+
+An inner product with a constant direction (`const`, about 1 for every state) stands in for the bias that Eq. 2 lacks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import layer_norm, normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from knowstore.errors import HypernetworkError
-from knowstore.experts.expert import Expert, Factors
+from knowstore.encoders import BaseEncoder
+from knowstore.experts.expert import Expert, Factors, QueryExperts
 from knowstore.experts.hypernetwork import Hypernetwork, HypernetworkConfig, Latent, PassageInput
 from knowstore.experts.llm import FrozenLLM, pad_ids
 
-_MAX_SEGMENT_TOKENS = 255
+_EMBEDDINGS = "encoder.embeddings."
+_TEMPERATURE = 8.0  # of inner products of white states with keys, so that keys start at the scale of their maps
 
 
 @dataclass(frozen=True)
 class TokensConfig(HypernetworkConfig):
     """Sizes of the `tokens` hypernetwork.
 
-    `key_width` and `code_width` are the two parts of a token's latent; `encoder_width`, `encoder_layers` and
-    `encoder_heads` size the bidirectional encoder of a segment; a token's value reaches `reach` tokens to each
-    side; tokens rarer than `min_rarity` (0 to 1) get a neuron; `static_rank` is the rank of the static expert;
-    a passage is read up to `max_tokens`.
+    `encoder_width` is the encoder's E and `base_digest` identifies the published encoder that it was trained from;
+    `code_width` is what of a token's state reaches its neuron; `static_rank` is the rank of the static expert; query
+    experts of `query_rank` neurons stand beside the FFNs from block `query_from` up to below the mount layer;
+    a passage is read up to `max_tokens` of the LLM's tokens.
     """
 
     kind: ClassVar[str] = "tokens"
-    vocabulary: int = 49152
-    key_width: int = 160
-    code_width: int = 64
-    encoder_width: int = 256
-    encoder_layers: int = 2
-    encoder_heads: int = 4
-    reach: int = 12
-    min_rarity: float = 0.1
-    static_rank: int = 32
-    max_tokens: int = 512
+    encoder_width: int = 384
+    base_digest: str = ""
+    code_width: int = 160
+    static_rank: int = 48
+    query_from: int = 2
+    query_rank: int = 64
+    max_tokens: int = 320
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.encoder_width % self.encoder_heads:
-            raise HypernetworkError(
-                f"encoder_width {self.encoder_width} is no multiple of encoder_heads {self.encoder_heads}",
-                kept="no hypernetwork was made", fix="use a width that the heads share evenly",
-            )  # fmt: skip
-
-
-def _zero(inner: int, outer: int) -> nn.Linear:
-    linear = nn.Linear(inner, outer)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _identity(width: int) -> nn.Linear:
-    linear = nn.Linear(width, width, bias=False)
-    nn.init.eye_(linear.weight)
-    return linear
+    @property
+    def query_layers(self) -> range:
+        """The 0-based blocks that have a query expert."""
+        return range(min(self.query_from, self.layer), self.layer)
 
 
 @dataclass(frozen=True)
-class Segments:
-    """S segments of passages, padded to T tokens: states `x` (S, T, D), `ids` (S, T), `mask` (S, T)."""
+class Tokenised:
+    """A passage in the LLM's tokens: `ids` (T,) of title and sentences, `spans` the tokens of each sentence (empty
+    past the limit), and `pieces` (T,) the position of each token's end among the encoder's `piece_ids`."""
 
-    x: Tensor
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    piece_ids: list[int]
+    pieces: list[int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """B passages padded to T tokens: `code` (B, T, C), `ids` and `before` (B, T), the word left of each token or -1,
+    and `mask` (B, T), true for the tokens that get a neuron."""
+
+    code: Tensor
     ids: Tensor
+    before: Tensor
     mask: Tensor
 
 
-@dataclass(frozen=True)
-class TokenLatents:
-    """What stands before the last linear map: `key` (S, T, key_width), `code` (S, T, code_width) and the
-    importance `weight` (S, T) of each token, 0 where there is none."""
-
-    key: Tensor
-    code: Tensor
-    weight: Tensor
-
-
 class TokensHypernetwork(Hypernetwork):
-    """See the module's docstring; `tokens_start.analytic_start` fills the statistics in."""
+    """See the module's docstring.
+
+    Args:
+        config: its sizes.
+        base: the published encoder; its layers become the hypernetwork's own and are trained, its embeddings
+            stay as they are.
+    """
 
     config: TokensConfig
     x_mean: Tensor
+    whitener: Tensor
     const: Tensor
-    rarity: Tensor
     word_mean: Tensor
     word_map: Tensor
 
-    def __init__(self, config: TokensConfig) -> None:
+    def __init__(self, config: TokensConfig, base: BaseEncoder) -> None:
         super().__init__()
-        self.config = config
-        D, W, C = config.width, config.encoder_width, config.code_width
+        self.config, self.base = config, base
+        D, C = config.width, config.code_width
         for name, shape in (
             ("x_mean", (D,)),
+            ("whitener", (D, D)),
             ("const", (D,)),
-            ("rarity", (config.vocabulary,)),
             ("word_mean", (D,)),
             ("word_map", (D, D)),
         ):
             self.register_buffer(name, torch.zeros(shape))
-        self.key_in = nn.Linear(D, config.key_width, bias=False)
-        self.key_out = nn.Linear(config.key_width, D, bias=False)
-        self.at_answer = nn.Parameter(torch.zeros(D))
-        self.key_scale = nn.Parameter(torch.tensor(4.0 / config.key_width))
-        self.threshold = nn.Parameter(torch.tensor(0.18))
-        self.norm, self.from_x, self.from_word = nn.LayerNorm(D), nn.Linear(D, W), nn.Linear(D, W)
-        self.position = nn.Embedding(_MAX_SEGMENT_TOKENS + 1, W)
-        self.encoder = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                W, config.encoder_heads, 2 * W, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.encoder_layers)
-        )
-        self.code_in = nn.Sequential(nn.LayerNorm(W), nn.Linear(W, C))
-        self.importance, self.key_code, self.bag_code, self.value_code = (
-            _zero(C, 1),
-            _zero(C, D),
-            _zero(C, D),
-            _zero(C, D),
-        )
-        self.bag_word, self.value_word = _identity(D), _identity(D)
-        self.log_bag = nn.Parameter(torch.tensor(math.log(25.0)))  # the residual stream's norm is about 150 here
-        self.log_value = nn.Parameter(torch.tensor(math.log(4.0)))
-        distance = torch.arange(-config.reach, config.reach + 1).abs().float()
-        self.near = nn.Parameter(torch.exp(-distance / 4) * (distance > 0))
+        self.encoder = base.model
+        self.code = nn.Sequential(nn.LayerNorm(config.encoder_width), nn.Linear(config.encoder_width, C))
+        self.key_code, self.key_word, self.key_before = nn.Linear(C, D), _zero(D, D), _zero(D, D)
+        self.value_code, self.value_word = nn.Linear(C, D), nn.Linear(D, D, bias=False)
+        for part in (self.value_code.weight, self.value_code.bias):
+            nn.init.zeros_(part)
+        nn.init.eye_(self.value_word.weight)
+        self.no_token = nn.Parameter(torch.zeros(D))
+        self.key_bias, self.threshold = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+        self.log_value = nn.Parameter(torch.tensor(math.log(12.0)))  # the residual stream's norm is about 150 here
         R = config.static_rank
         scales = (D**-0.5, R**-0.5, D**-0.5, 0.0)
-        shapes = ((D, R), (R, D), (D, R), (R, D))
-        self.static_parts = nn.ParameterList(
-            nn.Parameter(torch.randn(shape) * scale) for shape, scale in zip(shapes, scales, strict=True)
-        )
+        self.static_parts = _normals(zip(((D, R), (R, D), (D, R), (R, D)), scales, strict=True))
+        n, R = len(config.query_layers), config.query_rank
+        self.query_up = _normals(((D, R), D**-0.5) for _ in range(n))
+        self.query_down = _normals(((R, D), 0.0) for _ in range(n))
 
     @property
     def static(self) -> Factors | None:
         return Factors(*self.static_parts)
 
-    def words(self, llm: FrozenLLM, ids: Tensor) -> Tensor:
-        """u_w of each token id: unit vectors (..., D) that raise the word's own logit."""
-        rows = llm.embeddings[ids.to(llm.device)].to(self.word_map.device).float()
-        return normalize((rows - self.word_mean) @ self.word_map, dim=-1)
+    @property
+    def query(self) -> QueryExperts | None:
+        if not self.config.query_layers:
+            return None
+        return QueryExperts(tuple(self.config.query_layers), tuple(self.query_up), tuple(self.query_down))
 
-    def latents(self, segments: Segments, words: Tensor) -> TokenLatents:
-        """Everything up to the last linear map, for S segments of T tokens; `words` (S, T, D) are their u_w."""
-        h = self.from_x(self.norm(segments.x)) + self.from_word(words * math.sqrt(self.config.width))
-        h = h + self.position(torch.arange(h.shape[1], device=h.device))
-        for layer in self.encoder:
-            h = layer(h, src_key_padding_mask=~segments.mask)
-        code = self.code_in(h)
-        importance = self.importance(code)[..., 0].float().clamp(-5, 5).exp()
-        weight = self.rarity[segments.ids] * importance * segments.mask
-        return TokenLatents(self.key_in(segments.x - self.x_mean), code, weight)
+    # from a passage to codes
 
-    def neurons(self, latents: TokenLatents, words: Tensor, is_neuron: Tensor) -> tuple[Tensor, Tensor]:
-        """The last linear map: keys `up` (S, D, T + 1) and values `down` (S, T + 1, D), the bag first.
-
-        `is_neuron` (S, T) says which tokens get a neuron; the others are zero.
-        """
-        key, code, weight = latents.key, latents.code, latents.weight
-        up = self.key_out(key).float() * self.key_scale + 0.1 * self.key_code(code).float()
-        up = (up - 4 * self.threshold * self.const) * is_neuron[..., None]
-        unit = (weight / (weight.square().sum(1, keepdim=True).sqrt() + 1e-6))[..., None]
-        bag = (unit * (self.bag_word(words).float() + 0.3 * self.bag_code(code).float())).sum(1) * self.log_bag.exp()
-        T, reach = words.shape[1], self.config.reach
-        gap = torch.arange(T, device=words.device)
-        gap = gap[None] - gap[:, None]
-        band = self.near[gap.clamp(-reach, reach) + reach] * (gap.abs() <= reach)
-        down = band @ (weight[..., None] * self.value_word(words).float()) * self.log_value.exp()
-        down = (down + 3 * self.value_code(code).float()) * is_neuron[..., None]
-        at_answer = self.at_answer.expand(len(up), 1, -1)
-        return torch.cat([at_answer, up], 1).mT, torch.cat([bag[:, None], down], 1)
-
-    def is_neuron(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Which tokens are rare enough to get a neuron."""
-        return mask & (self.rarity[ids] >= self.config.min_rarity)
-
-    def tokenise(self, llm: FrozenLLM, passage: PassageInput) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of title and sentences, and the token span of each sentence (empty past `max_tokens`)."""
-        tokenizer, limit = llm.tokenizer, self.config.max_tokens
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        ids = [] if start is None else [start]
-        if passage.title:
-            ids += llm.prompt_ids(f"{passage.title}.", is_start=False)[: limit // 2]
-        spans = []
+    def tokenise(self, llm: FrozenLLM, passage: PassageInput) -> Tokenised:
+        """Token ids of title and sentences, and where each token ends among the encoder's word pieces."""
+        limit = self.config.max_tokens
+        head = f"{passage.title}." if passage.title else ""
+        ids, ends = llm.prompt_ids_and_ends(head)
+        ids, ends = ids[: limit // 2], ends[: limit // 2]
+        spans, text = [], head
         for first, last in passage.spans:
-            sentence = llm.prompt_ids(" " + passage.text[first:last], is_start=False)
-            sentence = sentence[: max(0, min(limit - len(ids), _MAX_SEGMENT_TOKENS))]
-            spans.append((len(ids), len(ids) + len(sentence)))
-            ids += sentence
-        return ids, spans
+            sentence = " " + passage.text[first:last]
+            new, new_ends = llm.prompt_ids_and_ends(sentence)
+            new = new[: max(0, limit - len(ids))]
+            spans.append((len(ids), len(ids) + len(new)))
+            ids += new
+            ends += [len(text) + end for end in new_ends[: len(new)]]
+            text += sentence
+        encoded = self.base.tokenizer(
+            text.encode("utf-8", "replace").decode(), truncation=True, max_length=self.base.max_tokens,
+            return_offsets_mapping=True, split_special_tokens=True,
+        )  # fmt: skip
+        return Tokenised(ids, spans, encoded["input_ids"], _pieces(ends, encoded["offset_mapping"]))
+
+    def codes(self, passages: Sequence[Tokenised]) -> Tensor:
+        """What the encoder makes of each token in its passage: (B, T, C)."""
+        device = self.const.device
+        piece_ids = pad_ids([one.piece_ids for one in passages], value=self.base.tokenizer.pad_token_id).to(device)
+        mask = pad_ids([[1] * len(one.piece_ids) for one in passages]).to(device)
+        states = self.base.states(piece_ids, mask)
+        index = pad_ids([one.pieces for one in passages]).to(device)
+        codes: Tensor = self.code(states.gather(1, index[..., None].expand(-1, -1, states.shape[-1])))
+        return codes
+
+    def tokens(self, passages: Sequence[Tokenised], codes: Tensor) -> Tokens:
+        """Codes with the words that they belong to."""
+        ids = pad_ids([one.ids for one in passages]).to(codes.device)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, one in enumerate(passages):
+            for first, last in one.spans:
+                mask[row, first:last] = True
+        return Tokens(codes, ids, pad(ids, (1, 0), value=-1)[:, :-1], mask.to(codes.device))
+
+    # from codes to neurons: linear in the code
+
+    def keys(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
+        """What the white state of the LLM is compared with: (B, T, D)."""
+        word, before = (
+            layer_norm(self._embedded(llm, ids.clamp(min=0)), (self.config.width,))
+            for ids in (tokens.ids, tokens.before)
+        )
+        before = before * (tokens.before >= 0)[..., None]
+        keys: Tensor = self.key_code(tokens.code) + self.key_word(word) + self.key_before(before)
+        return keys.float()
+
+    def values(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
+        """What neurons add to the residual stream: (B, T, D), zero where `tokens.mask` is."""
+        words = normalize((self._embedded(llm, tokens.ids) - self.word_mean) @ self.word_map, dim=-1)
+        values = self.value_word(words).float() + self.value_code(tokens.code).float()
+        return values * tokens.mask[..., None] * self.log_value.exp()
+
+    def _embedded(self, llm: FrozenLLM, ids: Tensor) -> Tensor:
+        return llm.embeddings[ids.to(llm.device)].to(self.const.device).float()
+
+    def scores(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Logits (B, I, T) that the LLM in states x (B, I, D) writes each of T tokens; 0 is none of them."""
+        white = (x.float() - self.x_mean) @ self.whitener
+        none = white @ self.no_token / _TEMPERATURE + self.key_bias
+        return white @ keys.mT / _TEMPERATURE - none[..., None]
+
+    def neurons(self, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`up` (B, D, T) and `down` (B, T, D): x up is what `scores` gives, less the threshold."""
+        up = ((keys - self.no_token) / _TEMPERATURE) @ self.whitener.T
+        offset = (up @ self.x_mean)[..., None] + self.key_bias + self.threshold
+        return ((up - offset * self.const) * mask[..., None]).mT, values
 
     @torch.no_grad()
     def encode(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> list[Latent]:
         tokenised = [self.tokenise(llm, passage) for passage in passages]
-        _, states = llm.states(pad_ids([ids for ids, _ in tokenised]), self.config.layer)
-        device = self.const.device
-        pieces = [
-            (states[row, first:last], torch.tensor(ids[first:last], dtype=torch.long))
-            for row, (ids, spans) in enumerate(tokenised)
-            for first, last in spans
-        ]
-        segments = pad_segments([x for x, _ in pieces], [ids for _, ids in pieces], device)
-        latents = self.latents(segments, self.words(llm, segments.ids))
-        out, index = [], 0
-        for _, spans in tokenised:
-            lengths = [last - first for first, last in spans]
-            rows = [(index + row, length) for row, length in enumerate(lengths)]
-            index += len(spans)
+        with torch.autocast(self.const.device.type, llm.dtype, enabled=llm.dtype == torch.bfloat16):
+            codes = self.codes(tokenised).float().cpu()
+        out = []
+        for row, one in enumerate(tokenised):
+            first = one.spans[0][0] if one.spans else 0
+            lengths = [last - start for start, last in one.spans]
             parts = {
-                "key": torch.cat([latents.key[row, :length] for row, length in rows]).cpu(),
-                "code": torch.cat([latents.code[row, :length] for row, length in rows]).cpu(),
-                "weight": torch.cat([latents.weight[row, :length] for row, length in rows])[:, None].cpu(),
-                "ids": torch.cat([segments.ids[row, :length] for row, length in rows]).to(torch.int32).cpu(),
-                "lengths": torch.tensor(lengths, dtype=torch.int32),
+                "code": codes[row, first : len(one.ids)].contiguous(),
+                "ids": torch.tensor(one.ids[first:], dtype=torch.int32),
+                "before": torch.tensor([one.ids[first - 1] if first else -1], dtype=torch.int32),
             }
-            is_neuron = self.rarity.cpu()[parts["ids"].long()] >= self.config.min_rarity
-            pieces_of = torch.split(is_neuron, lengths)
-            ranks = tuple(int(part.sum()) + (len(part) > 0) for part in pieces_of)
-            out.append(Latent(parts, ranks))
+            out.append(Latent(parts, tuple(lengths)))
         return out
 
     @torch.no_grad()
     def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
         device = self.const.device
-
-        def split(name: str) -> list[Tensor]:
-            return [
-                piece.to(device)
-                for latent in latents
-                for piece in torch.split(latent.tensors[name], latent.tensors["lengths"].tolist())
-            ]
-
-        ids = pad_sequence([piece.long() for piece in split("ids")], batch_first=True)
-        lengths = torch.cat([latent.tensors["lengths"] for latent in latents]).to(device)
+        each = [latent.tensors for latent in latents]
+        ids = pad_sequence([one["ids"].long() for one in each], batch_first=True).to(device)
+        before = torch.cat([torch.stack([one["before"].long() for one in each]).to(device), ids], 1)[:, :-1]
+        lengths = torch.tensor([len(one["ids"]) for one in each], device=device)
         mask = torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]
-        parts = [pad_sequence([p.float() for p in split(name)], batch_first=True) for name in ("key", "code", "weight")]
-        is_neuron = self.is_neuron(ids, mask)
-        batch = TokenLatents(parts[0], parts[1], parts[2][..., 0])
-        up, down = self.neurons(batch, self.words(llm, ids), is_neuron)
-        kept = torch.cat([lengths[:, None] > 0, is_neuron], 1)  # the bag of an empty segment goes, too
-        experts, index = [], 0
-        for latent in latents:
-            rows = range(index, index + len(latent.tensors["lengths"]))
-            index += len(rows)
-            tensors = {
-                "up": torch.cat([up[row][:, kept[row]] for row in rows], 1).cpu().contiguous(),
-                "down": torch.cat([down[row][kept[row]] for row in rows], 0).cpu().contiguous(),
-            }
-            experts.append(Expert("neurons", tensors, tuple(int(kept[row].sum()) for row in rows)))
+        code = pad_sequence([one["code"].float() for one in each], batch_first=True).to(device)
+        tokens = Tokens(code, ids, before, mask)
+        up, down = self.neurons(self.keys(llm, tokens), self.values(llm, tokens), mask)
+        experts = []
+        for row, latent in enumerate(latents):
+            n = int(lengths[row])
+            tensors = {"up": up[row, :, :n].cpu().contiguous(), "down": down[row, :n].cpu().contiguous()}
+            experts.append(Expert("neurons", tensors, latent.segment_ranks))
         return experts
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        return {name: t for name, t in super().own_tensors().items() if not name.startswith(_EMBEDDINGS)}
 
-def pad_segments(states: Sequence[Tensor], ids: Sequence[Tensor], device: torch.device) -> Segments:
-    """Segments side by side: states (T, D) and ids (T,) of each, padded on the right."""
-    lengths = torch.tensor([len(piece) for piece in ids], device=device)
-    padded_ids = pad_sequence(list(ids), batch_first=True).to(device)
-    mask = torch.arange(padded_ids.shape[1], device=device)[None] < lengths[:, None]
-    return Segments(pad_sequence(list(states), batch_first=True).to(device).float(), padded_ids, mask)
+
+def _zero(inner: int, outer: int) -> nn.Linear:
+    linear = nn.Linear(inner, outer, bias=False)
+    nn.init.zeros_(linear.weight)
+    return linear
+
+
+def _normals(shapes: Iterable[tuple[tuple[int, int], float]]) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(torch.randn(shape) * scale) for shape, scale in shapes)
+
+
+def _pieces(ends: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """For each token, by where it ends in the text, the word piece that holds its last letter (or the nearest left)."""
+    pieces, position = [], 0
+    for end in ends:
+        while position + 1 < len(offsets) and offsets[position + 1][0] < end and offsets[position + 1][1]:
+            position += 1
+        pieces.append(position)
+    return pieces

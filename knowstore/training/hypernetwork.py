@@ -1,7 +1,9 @@
-"""Meta-learning of the `tokens` hypernetwork by Eq. 5: the likelihood of the answer with the passage's expert mounted.
+"""Meta-learning of the `tokens` hypernetwork: first where answers stand, then Eq. 5, the likelihood of the answer.
 
-The blocks below the mount layer are frozen and see no expert, so their states are cached on disk; a step runs the
-hypernetwork, the blocks from the mount layer up, and the output head at answer positions.
+A run has two parts. *Pointing* trains the encoder, the keys and the query experts on the losses of `losses.py` that
+need no block above the mount layer, at a third of the cost of a step of Eq. 5. *Answering* adds Eq. 5 with experts
+mounted as they are served: the static expert is trained first and alone, so that knowledge and format are not
+confused, then everything.
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,204 +20,68 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from knowstore.errors import TrainingError
-from knowstore.experts.expert import Experts
-from knowstore.experts.llm import FrozenLLM, pad_ids
-from knowstore.experts.mount import mount
-from knowstore.experts.tokens import TokensHypernetwork, pad_segments
-from knowstore.prompts import answer_target, question_prompt
-from knowstore.training.cache import StateCache
-from knowstore.training.data import QuestionRow, TrainingData
+from knowstore.experts.llm import FrozenLLM
+from knowstore.experts.tokens import TokensHypernetwork
+from knowstore.training.data import TrainingData
+from knowstore.training.run import Batch, Losses, Run
 from knowstore.training.start import analytic_start
 
-_BUCKET = 16  # batches sorted by length together, so that little is padded
-_MAX_QUESTION_TOKENS = 96
-_BATCH_TOKENS = 4096  # of one forward pass that fills the cache
+_START_PROMPTS = 1500
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a hypernetwork is trained.
 
-    The run ends after `minutes`, or after `steps` when that is given. The learning rate rises over `warmup` steps,
-    then falls to a fiftieth by a cosine over the run. In the last
-    `1 - mix_from` of the run a share `mix_share` of the questions gets distracting segments beside the right one,
-    each with its relevance, as served. Weights are averaged with decay `average`. `n_held_out` questions, with the
-    passages that they stand in, are kept out to validate.
+    The run ends after `minutes`, or after `steps` when that is given; the first `pointing_share` of it is pointing.
+    Answering starts with `static_steps` of the static expert alone. In each part learning rates (`encoder_rate` for
+    the encoder, `learning_rate` for all else, half of them while answering) rise over `warmup` steps, then fall
+    linearly to 3 %. A batch holds up to `batch_questions` questions on passages of up to `batch_pieces` word pieces in
+    all; a passage gives up to `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that
+    they stand in, are kept out to validate.
     """
 
-    minutes: float = 60.0
-    batch_size: int = 40
-    learning_rate: float = 8e-4
+    minutes: float = 75.0
+    steps: int | None = None
+    pointing_share: float = 0.6
+    static_steps: int = 60
+    batch_questions: int = 48
+    batch_pieces: int = 1500
+    n_per_passage: int = 6
+    learning_rate: float = 1e-3
+    encoder_rate: float = 1e-4
+    static_rate: float = 2e-3
     weight_decay: float = 0.01
-    warmup: int = 30
-    max_gradient_norm: float = 1.0
-    mix_from: float = 0.3
-    mix_share: float = 0.5
-    average: float = 0.995
+    warmup: int = 40
+    max_gradient_norm: float = 2.0
+    silence_weight: float = 0.3
+    pointing_weight: float = 0.3
     n_held_out: int = 200
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
     seed: int = 0
-    steps: int | None = None
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """One line of the log; losses are nats per answer token, `gold` and `shuffled` on the questions kept out."""
+    """One line of the log. `loss` is the sum that the step minimised; `answer` is Eq. 5 in nats per answer token,
+    None while pointing; `accuracy` is the share of questions whose first answer token is pointed at within its
+    sentence. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's expert and
+    with another's; `held_out_accuracy` is on the same questions."""
 
     step: int
     seconds: float
     fraction: float
+    part: str
     loss: float
     gradient_norm: float
+    accuracy: float
+    answer: float | None = None
     gold: float | None = None
     shuffled: float | None = None
-
-
-class _Run:
-    """What a training run computes on: data as token ids, cached states, the modules."""
-
-    def __init__(self, hypernetwork: TokensHypernetwork, llm: FrozenLLM, data: TrainingData, cache: Path) -> None:
-        self.hypernetwork, self.llm, self.data = hypernetwork, llm, data
-        self.layer = hypernetwork.config.layer
-        self.prompts: list[tuple[list[int], int]] = []
-        for row in data.questions:
-            question = llm.prompt_ids(question_prompt(row.question))
-            answer = llm.prompt_ids(answer_target(row.answers[0]), is_start=False)
-            self.prompts.append(((question + answer)[:_MAX_QUESTION_TOKENS], len(question)))
-        self.epoch, self.batches = -1, list[list[int]]()
-        self.passages = [hypernetwork.tokenise(llm, passage) for passage in data.passages]
-        self.question_states = StateCache(
-            cache / "questions.bf16", [len(ids) for ids, _ in self.prompts], llm.width, self._questions
-        )
-        self.passage_states = StateCache(
-            cache / "passages.bf16", [len(ids) for ids, _ in self.passages], llm.width, self._passages
-        )
-
-    def _questions(self, indices: list[int]) -> list[Tensor]:
-        return self._states([self.prompts[i][0] for i in indices], 0)
-
-    def _passages(self, indices: list[int]) -> list[Tensor]:
-        return self._states([self.passages[i][0] for i in indices], 1)
-
-    def _states(self, sequences: list[list[int]], which: int) -> list[Tensor]:
-        """States of sequences in batches of similar length: 0 those that enter the block, 1 its FFN."""
-        out: list[Tensor] = [torch.empty(0)] * len(sequences)
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        while order:
-            n = max(1, _BATCH_TOKENS // len(sequences[order[-1]]))
-            part, order = order[-n:], order[:-n]
-            states = self.llm.states(pad_ids([sequences[index] for index in part]), self.layer)[which]
-            for row, index in enumerate(part):
-                out[index] = states[row, : len(sequences[index])]
-        return out
-
-    def neurons(self, segments: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Keys (S, D, T + 1) and values (S, T + 1, D) of segments given as (passage, sentence)."""
-        states = self.passage_states.get([passage for passage, _ in segments])
-        pieces, ids = [], []
-        for (passage, sentence), x in zip(segments, states, strict=True):
-            first, last = self.passages[passage][1][sentence]
-            pieces.append(x[first:last])
-            ids.append(torch.tensor(self.passages[passage][0][first:last], dtype=torch.long))
-        network = self.hypernetwork
-        batch = pad_segments(pieces, ids, network.const.device)
-        with torch.no_grad():
-            words = network.words(self.llm, batch.ids)
-        with torch.autocast(batch.x.device.type, torch.bfloat16):
-            latents = network.latents(batch, words)
-            return network.neurons(latents, words, network.is_neuron(batch.ids, batch.mask))
-
-    def loss(self, questions: Sequence[int], up: Tensor, down: Tensor, weights: Tensor) -> Tensor:
-        """Eq. 5 for questions with their neurons mounted; mean over answer tokens."""
-        llm, network = self.llm, self.hypernetwork
-        ids = pad_ids([self.prompts[i][0] for i in questions]).to(llm.device)
-        states = torch.zeros(*ids.shape, llm.width, dtype=torch.bfloat16)
-        target = torch.full(tuple(ids.shape), -100)
-        for row, (index, cached) in enumerate(zip(questions, self.question_states.get(questions), strict=True)):
-            tokens, n_question = self.prompts[index]
-            states[row, : len(cached)] = cached
-            target[row, n_question : len(tokens)] = ids[row, n_question : len(tokens)].cpu()
-        static = network.static
-        assert static is not None
-        experts = Experts(
-            up=up.to(llm.device, llm.dtype),
-            down=down.to(llm.device, llm.dtype),
-            neuron_weights=weights.to(llm.device, llm.dtype),
-            static=static.to(llm.device, llm.dtype),
-            max_norm=network.config.max_norm,
-        )
-        with _plain_attention(llm), llm.upper(self.layer) as upper, mount(llm.model, experts, self.layer):
-            final = upper(states.to(llm.device, llm.dtype))
-        is_target = (target[:, 1:] != -100).to(llm.device)
-        head = llm.model.get_output_embeddings()
-        logits = head(final[:, :-1][is_target])
-        return cross_entropy(logits.float(), target[:, 1:].to(llm.device)[is_target])
-
-    @torch.no_grad()
-    def validate(self, questions: Sequence[int], batch_size: int) -> tuple[float, float]:
-        """Loss with the gold segment's neurons, and with those of another question's segment."""
-        totals = []
-        for shift in (0, len(questions) // 2):
-            losses = []
-            for first in range(0, len(questions), batch_size):
-                part = questions[first : first + batch_size]
-                others = [questions[(first + row + shift) % len(questions)] for row in range(len(part))]
-                up, down = self.neurons([_gold(self.data.questions[i]) for i in others])
-                losses.append(len(part) * self.loss(part, up, down, torch.ones(up.shape[0], up.shape[2])).item())
-            totals.append(sum(losses) / len(questions))
-        return totals[0], totals[1]
-
-    def step_loss(self, questions: Sequence[int], draw: random.Random, mix_share: float) -> Tensor:
-        """The training loss of one batch; a share of its questions gets distractors beside the right segment."""
-        rows = [self.data.questions[i] for i in questions]
-        gold = [_gold(row) for row in rows]
-        siblings = []
-        for row in rows:
-            others = [s for s in range(len(self.data.passages[row.passage].spans)) if s != row.segment]
-            others = [s for s in others if self.passages[row.passage][1][s][0] < self.passages[row.passage][1][s][1]]
-            is_mixed = bool(others) and draw.random() < mix_share
-            siblings.append((row.passage, draw.choice(others)) if is_mixed else None)
-        extra = [sibling for sibling in siblings if sibling is not None]
-        up, down = self.neurons(gold + extra)
-        N, B = up.shape[2], len(rows)
-        if not extra:
-            return self.loss(questions, up, down, torch.ones(B, N))
-        # three slots a question: the right segment, another of its passage, another question's
-        sibling_rows, position = [], B
-        for sibling in siblings:
-            sibling_rows.append(position if sibling is not None else 0)
-            position += sibling is not None
-        stranger_rows = [(index + 1) % B for index in range(B)]
-        weights = torch.zeros(B, 3)
-        for index, sibling in enumerate(siblings):
-            if sibling is None:
-                weights[index, 0] = 1.0
-            else:
-                scores = torch.tensor([draw.gauss(2.0, 1.0), draw.gauss(0.0, 1.0), draw.gauss(-0.5, 1.0)])
-                weights[index] = scores.softmax(0)
-        order = torch.tensor([list(range(B)), sibling_rows, stranger_rows]).T  # (B, 3)
-        mixed_up = up[order].permute(0, 2, 1, 3).flatten(2)  # (B, D, 3N)
-        mixed_down = down[order].flatten(1, 2)  # (B, 3N, D)
-        return self.loss(questions, mixed_up, mixed_down, weights.repeat_interleave(N, 1))
-
-
-@contextmanager
-def _plain_attention(llm: FrozenLLM) -> Iterator[None]:
-    """Attention as plain products: on a CPU the fused kernel's backward takes a third of a step at these lengths."""
-    before = llm.model.config._attn_implementation
-    llm.model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        llm.model.set_attn_implementation(before)
-
-
-def _gold(row: QuestionRow) -> tuple[int, int]:
-    return row.passage, row.segment
+    held_out_accuracy: float | None = None
 
 
 def train_tokens(
@@ -228,185 +93,216 @@ def train_tokens(
     *,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TokensHypernetwork:
-    """Train a `tokens` hypernetwork by Eq. 5 and return it with its averaged weights.
+    """Train a `tokens` hypernetwork, in place, and return it.
 
-    The folder takes cached states, the log (`log.jsonl`) and a checkpoint from which the same call goes on.
+    The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on.
 
     Raises:
-        TrainingError: fewer questions than a batch, a checkpoint of another run, or a loss that is not finite;
-            the last checkpoint stays.
+        TrainingError: too few questions, a checkpoint of another run, or a loss that is not finite; the last
+            checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(hypernetwork, llm, data, folder / "states")
-    usable = [i for i, row in enumerate(data.questions) if _has_tokens(run, row)]
-    draw = random.Random(config.seed)
-    draw.shuffle(usable)
-    held_out, train = ([i for i in part if _has_answer(run, i)] for part in _split(data, usable, config.n_held_out))
-    if len(train) < config.batch_size:
+    run = Run(hypernetwork, llm, data, config.n_per_passage)
+    held_out, train = _split(run, config)
+    if len(train) < 2:
         raise TrainingError(
-            f"{len(train)} questions to train on, a batch takes {config.batch_size}",
-            kept="nothing was trained", fix="give more questions or a smaller batch",
+            f"{len(train)} passages with questions to train on, and {len(held_out)} kept out; a batch takes two",
+            kept="nothing was trained", fix="give more questions",
         )  # fmt: skip
-    trained = {name: p for name, p in hypernetwork.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    checkpoint = folder / "checkpoint"
-    step, seconds = 0, 0.0
-    if (checkpoint / "run.json").exists():
-        step, seconds, averaged = _resume(checkpoint, hypernetwork, optimizer, config)
-    else:
+    loop = _Loop(run, config, folder / "checkpoint")
+    if not loop.resume():
         torch.manual_seed(config.seed)
-        analytic_start(hypernetwork, llm, [run.prompts[i] for i in train[:3200]], data.passages)
-        averaged = {name: p.detach().clone() for name, p in trained.items()}
-    n_batches = len(train) // config.batch_size
-    started, saved_at = time.monotonic() - seconds, time.monotonic()
+        draw = random.Random(config.seed)
+        some = [question for passage in train for question in run.by_passage[passage]]
+        chosen = draw.sample(some, min(len(some), _START_PROMPTS))
+        analytic_start(hypernetwork, llm, [run.questions[question].ids for question in chosen])
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
-            epoch, position = divmod(step, n_batches)
-            batch = _epoch_order(run, train, config, epoch)[position]
-            rate = config.learning_rate * min(1, (step + 1) / config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (0.02 + 0.49 * (1 + math.cos(math.pi * fraction)))
-            step_draw = random.Random(f"{config.seed}/{step}")
-            optimizer.zero_grad()
-            loss = run.step_loss(batch, step_draw, config.mix_share if fraction >= config.mix_from else 0.0)
-            if not math.isfinite(loss.item()):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}", kept=f"the last checkpoint in {checkpoint}",
-                    fix="run again with a lower learning rate",
-                )  # fmt: skip
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(trained.values(), config.max_gradient_norm).item()
-            optimizer.step()
-            step += 1
-            decay = min(config.average, step / (step + 20))
-            with torch.no_grad():
-                for name, parameter in trained.items():
-                    averaged[name].lerp_(parameter, 1 - decay)
-            gold = shuffled = None
-            if held_out and step % config.validate_every == 0:
-                with _OtherWeights(trained, averaged):
-                    gold, shuffled = run.validate(held_out, config.batch_size)
-            elapsed = time.monotonic() - started
-            progress = TrainingProgress(step, elapsed, fraction, loss.item(), norm, gold, shuffled)
+        while loop.fraction < 1:
+            progress = loop.step(train, held_out)
             log.write(json.dumps(asdict(progress)) + "\n")
             log.flush()
             if on_progress is not None:
                 on_progress(progress)
-            if time.monotonic() - saved_at >= config.checkpoint_every_s:
-                _checkpoint(checkpoint, hypernetwork, averaged, optimizer, config, step, elapsed)
-                saved_at = time.monotonic()
-    _checkpoint(checkpoint, hypernetwork, averaged, optimizer, config, step, time.monotonic() - started)
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(averaged[name])
+    loop.checkpoint()
     return hypernetwork
 
 
-def _has_tokens(run: _Run, row: QuestionRow) -> bool:
-    first, last = run.passages[row.passage][1][row.segment]
-    return last > first
+class _Loop:
+    """The state of a training run: what a checkpoint keeps."""
 
-
-def _has_answer(run: _Run, question: int) -> bool:
-    """Whether any token of the answer is left within the most tokens of a question."""
-    ids, n_question = run.prompts[question]
-    return len(ids) > n_question
-
-
-def _fraction(config: TrainingConfig, step: int, seconds: float) -> float:
-    """How much of the run is behind."""
-    return seconds / (60 * config.minutes) if config.steps is None else step / config.steps
-
-
-def _split(data: TrainingData, usable: list[int], n_held_out: int) -> tuple[list[int], list[int]]:
-    """Questions kept out with their passages, and the questions of all other passages."""
-    passages: set[int] = set()
-    held_out: list[int] = []
-    for index in usable:
-        if len(held_out) >= n_held_out:
-            break
-        if data.questions[index].passage not in passages:
-            passages.add(data.questions[index].passage)
-            held_out.append(index)
-    return held_out, [index for index in usable if data.questions[index].passage not in passages]
-
-
-def _epoch_order(run: _Run, train: list[int], config: TrainingConfig, epoch: int) -> list[list[int]]:
-    if run.epoch != epoch:
-        draw = random.Random(f"{config.seed}/{epoch}")
-        order = list(train)
-        draw.shuffle(order)
-        size = config.batch_size
-        batches: list[list[int]] = []
-        for first in range(0, len(order), size * _BUCKET):
-            part = sorted(order[first : first + size * _BUCKET], key=lambda i: len(run.prompts[i][0]))
-            batches += [part[i : i + size] for i in range(0, len(part) - size + 1, size)]
-        draw.shuffle(batches)
-        run.epoch, run.batches = epoch, batches
-    return run.batches
-
-
-class _OtherWeights:
-    """Other weights in place for the time of a `with` block."""
-
-    def __init__(self, trained: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-        self.trained, self.values = trained, values
-        self.kept = {name: p.detach().clone() for name, p in trained.items()}
-
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(values[name])
-
-    def __enter__(self) -> None:
-        self._copy(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        self._copy(self.kept)
-
-
-def _checkpoint(
-    folder: Path, hypernetwork: TokensHypernetwork, averaged: dict[str, Tensor], optimizer: torch.optim.Optimizer,
-    config: TrainingConfig, step: int, seconds: float,
-) -> None:  # fmt: skip
-    """Weights, averages and optimiser state as safetensors, then `run.json`, which makes them count."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"weights/{name}": t.detach().contiguous() for name, t in hypernetwork.state_dict().items()}
-    tensors |= {f"averaged/{name}": t.contiguous() for name, t in averaged.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value).contiguous() for name, value in state.items()}
-    name = f"step-{step}.safetensors"
-    save_file({key: tensor.clone() for key, tensor in tensors.items()}, folder / name)
-    temporary = folder / "run.json.new"
-    temporary.write_text(
-        json.dumps({"file": name, "step": step, "seconds": seconds, "config": asdict(config)}), "utf-8"
-    )
-    temporary.replace(folder / "run.json")
-    for old in folder.glob("step-*.safetensors"):
-        if old.name != name:
-            old.unlink()
-
-
-def _resume(
-    folder: Path, hypernetwork: TokensHypernetwork, optimizer: torch.optim.Optimizer, config: TrainingConfig
-) -> tuple[int, float, dict[str, Tensor]]:
-    described: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-    if TrainingConfig(**described["config"]) != config:
-        raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings", kept="the checkpoint",
-            fix="train with the settings of that run, or into another folder",
+    def __init__(self, run: Run, config: TrainingConfig, folder: Path) -> None:
+        self.run, self.config, self.folder = run, config, folder
+        named = {name: p for name, p in run.network.named_parameters() if p.requires_grad}
+        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "static": [], "other": []}
+        for name, parameter in named.items():
+            kind = "encoder" if name.startswith("encoder.") else "static" if name.startswith("static") else "other"
+            groups[kind].append(parameter)
+        rates = {"encoder": config.encoder_rate, "static": config.learning_rate, "other": config.learning_rate}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "name": kind, "rate": rates[kind]} for kind, parameters in groups.items()],
+            lr=0.0, weight_decay=config.weight_decay, betas=(0.9, 0.98),
         )  # fmt: skip
-    tensors = load_file(folder / described["file"])
-    hypernetwork.load_state_dict(
-        {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
-    )
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    averaged = {k.removeprefix("averaged/"): t for k, t in tensors.items() if k.startswith("averaged/")}
-    return described["step"], described["seconds"], averaged
+        self.trained = list(named.values())
+        self.done = 0
+        self.answering_from: int | None = None
+        self.answering_since = config.pointing_share
+        self.started = self.saved = time.monotonic()
+        self.epoch, self.position, self.batches = 0, 0, list[Batch]()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is behind."""
+        if self.config.steps is None:
+            return self.seconds / (60 * self.config.minutes)
+        return self.done / self.config.steps
+
+    def step(self, train: Sequence[int], held_out: Sequence[int]) -> TrainingProgress:
+        """One step, and what it says."""
+        config, fraction = self.config, self.fraction
+        if self.answering_from is None and fraction >= config.pointing_share:
+            self.answering_from, self.answering_since = self.done, fraction
+        part, is_static = self._part()
+        self._set_rates(part, fraction)
+        batch = self._batch(train)
+        torch.manual_seed(config.seed * 1_000_003 + self.done)  # dropout, the same after a resume
+        self.run.network.train()
+        self.optimizer.zero_grad()
+        found: Losses | None = None
+        if is_static:
+            loss = self.run.static_loss(batch)
+        else:
+            draw = random.Random(f"{config.seed}/{self.done}")
+            found = self.run.losses(batch, draw, is_answering=part == "answering")
+            weight = 1.0 if part == "pointing" else config.pointing_weight
+            loss = found.total(weight, config.silence_weight)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.done}", kept=f"the last checkpoint in {self.folder}",
+                fix="run again with a lower learning rate",
+            )  # fmt: skip
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.trained, config.max_gradient_norm).item()
+        self.optimizer.step()
+        self.done += 1
+        gold = shuffled = accuracy = None
+        if held_out and self.done % config.validate_every == 0:
+            gold, shuffled, accuracy = self._validate(held_out)
+        if time.monotonic() - self.saved >= config.checkpoint_every_s:
+            self.checkpoint()
+        return TrainingProgress(
+            self.done, self.seconds, self.fraction, part, loss.item(), norm,
+            accuracy=0.0 if found is None else found.accuracy,
+            answer=loss.item() if found is None else None if found.answer is None else found.answer.item(),
+            gold=gold, shuffled=shuffled, held_out_accuracy=accuracy,
+        )  # fmt: skip
+
+    def _part(self) -> tuple[str, bool]:
+        """The part of the run, and whether the static expert is trained alone."""
+        if self.answering_from is None:
+            return "pointing", False
+        return "answering", self.done - self.answering_from < self.config.static_steps
+
+    def _set_rates(self, part: str, fraction: float) -> None:
+        config = self.config
+        first = self.answering_from or 0
+        share, after = (0.0, config.pointing_share) if part == "pointing" else (self.answering_since, 1.0)
+        within = min(1.0, max(0.0, (fraction - share) / max(after - share, 1e-9)))
+        factor = min(1, (self.done - first + 1) / config.warmup) * (0.03 + 0.97 * (1 - within))
+        _, is_static = self._part()
+        for group in self.optimizer.param_groups:
+            half = 1.0 if part == "pointing" else 0.5
+            group["lr"] = 0.0 if is_static else group["rate"] * half * factor
+            if is_static and group["name"] == "static":
+                group["lr"] = config.static_rate * min(1, (self.done - first + 1) / 10)
+
+    def _batch(self, train: Sequence[int]) -> Batch:
+        """The next batch; epochs are drawn anew, each from its own seed."""
+        if not self.batches or self.position >= len(self.batches):
+            if self.batches:
+                self.epoch, self.position = self.epoch + 1, 0
+            config = self.config
+            seed = f"{config.seed}/{self.epoch}"
+            self.batches = self.run.batches(train, seed, config.batch_pieces, config.batch_questions)
+        self.position += 1
+        return self.batches[self.position - 1]
+
+    @torch.no_grad()
+    def _validate(self, held_out: Sequence[int]) -> tuple[float | None, float | None, float]:
+        """Nats per answer token with the passage's expert and with another's, and how often pointing is right."""
+        config, run = self.config, self.run
+        run.network.eval()
+        batches = run.batches(held_out, "held out", config.batch_pieces, config.batch_questions)
+        is_answering = self.answering_from is not None
+        totals, n = torch.zeros(3), 0
+        for batch in batches:
+            pointed = run.losses(batch, random.Random(0), is_answering=False).accuracy
+            nats = [run.answer_nats(batch, is_own=is_own) if is_answering else 0.0 for is_own in (True, False)]
+            totals += len(batch.rows) * torch.tensor([*nats, pointed])
+            n += len(batch.rows)
+        gold, shuffled, accuracy = (totals / max(n, 1)).tolist()
+        return (gold, shuffled, accuracy) if is_answering else (None, None, accuracy)
+
+    def checkpoint(self) -> None:
+        """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"weights/{name}": t for name, t in self.run.network.own_tensors().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        name = f"step-{self.done}.safetensors"
+        save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, self.folder / name)
+        described = {
+            "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
+            "config": asdict(self.config),
+            "answering_from": self.answering_from, "answering_since": self.answering_since,
+        }  # fmt: skip
+        temporary = self.folder / "run.json.new"
+        temporary.write_text(json.dumps(described), "utf-8")
+        temporary.replace(self.folder / "run.json")
+        for old in self.folder.glob("step-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+        self.saved = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it is of a run with other settings.
+        """
+        if not (self.folder / "run.json").exists():
+            return False
+        described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
+        if TrainingConfig(**described["config"]) != self.config:
+            raise TrainingError(
+                f"{self.folder} holds a checkpoint of a run with other settings", kept="the checkpoint",
+                fix="train with the settings of that run, or into another folder",
+            )  # fmt: skip
+        tensors = load_file(self.folder / described["file"])
+        weights = {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
+        self.run.network.load_state_dict(weights, strict=False)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.epoch, self.position = described["epoch"], described["position"]
+        self.done, self.started = described["step"], time.monotonic() - described["seconds"]
+        self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
+        return True
+
+
+def _split(run: Run, config: TrainingConfig) -> tuple[list[int], list[int]]:
+    """Passages kept out with about `n_held_out` questions, and all others that have questions."""
+    order = sorted(run.by_passage)
+    random.Random(config.seed).shuffle(order)
+    held_out: list[int] = []
+    n = 0
+    while order and n < config.n_held_out:
+        held_out.append(order.pop())
+        n += len(run.by_passage[held_out[-1]])
+    return held_out, order

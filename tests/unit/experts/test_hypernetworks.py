@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from knowstore.experts import (
     load_hypernetwork,
 )
 from knowstore.experts.llm import pad_ids
-from knowstore.experts.tokens import pad_segments
+from knowstore.prompts import question_prompt
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +78,61 @@ def test_pooled_is_the_literal_equation_4(
     assert not theta
 
 
-def test_encoding_then_materialising_is_the_path_that_training_takes(
+def test_neurons_are_the_scores_that_training_compares(
     tokens: TokensHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
 ) -> None:
+    """x up, as mounted, is the logit of each token less the threshold; a token's logit, term by term."""
     expert = tokens.generate(tiny_llm, [passage])[0]
-    ids, spans = tokens.tokenise(tiny_llm, passage)
-    states = tiny_llm.states(pad_ids([ids]), tokens.config.layer)[1][0]
-    segments = pad_segments(
-        [states[first:last] for first, last in spans],
-        [torch.tensor(ids[first:last]) for first, last in spans],
-        states.device,
-    )
-    words = tokens.words(tiny_llm, segments.ids)
-    is_neuron = tokens.is_neuron(segments.ids, segments.mask)
-    up, down = tokens.neurons(tokens.latents(segments, words), words, is_neuron)
-    assert is_neuron.any()
-    assert not is_neuron[segments.mask].all()
-    neuron = 0
-    for row, rank in enumerate(expert.segment_ranks):
-        kept = torch.cat([torch.tensor([True]), is_neuron[row]])
-        assert rank == int(kept.sum())
-        torch.testing.assert_close(expert.tensors["up"][:, neuron : neuron + rank], up[row][:, kept])
-        torch.testing.assert_close(expert.tensors["down"][neuron : neuron + rank], down[row][kept])
-        assert not up[row][:, ~kept].any()
-        assert not down[row][~kept].any()
-        neuron += rank
+    tokenised = tokens.tokenise(tiny_llm, passage)
+    first = tokenised.spans[0][0]
+    batch = tokens.tokens([tokenised], tokens.codes([tokenised]))
+    keys, state = tokens.keys(tiny_llm, batch), tokens.state_dict()
+    ids = tiny_llm.prompt_ids(question_prompt("Who founded Rome?"))
+    x = tiny_llm.states(pad_ids([ids]), tokens.config.layer)
+    scores = tokens.scores(x, keys)[0, -1, first:]
+    table = tiny_llm.embeddings.double()
+    white = state["whitener"].double() @ (x[0, -1].double() - state["x_mean"].double())
+
+    def literal(t: int) -> float:
+        word, before = (
+            torch.nn.functional.layer_norm(table[tokenised.ids[i]], (tokens.config.width,)) for i in (t, t - 1)
+        )
+        key = state["key_code.weight"].double() @ batch.code[0, t].double() + state["key_code.bias"].double()
+        key = key + state["key_word.weight"].double() @ word + state["key_before.weight"].double() @ before
+        none = white @ state["no_token"].double() / 8 + state["key_bias"].double()
+        return float(white @ key / 8 - none)
+
+    expected = torch.tensor([literal(t) for t in range(first, len(tokenised.ids))])
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+    const = float(x[0, -1] @ state["const"])
+    offset = (expert.tensors["up"].T @ x[0, -1]) - scores + state["threshold"] * const
+    drift = (const - 1) * (scores - x[0, -1] @ expert.tensors["up"]).abs()
+    assert (offset.abs() <= drift.abs() + abs(const - 1) * 50 + 1e-3).all()
+
+
+def test_a_token_knows_the_word_piece_that_holds_its_last_letter(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
+    tokenised = tokens.tokenise(tiny_llm, passage)
+    text = f"{passage.title}. " + " ".join(passage.text[first:last] for first, last in passage.spans)
+    pieces = tokens.base.tokenizer(text, return_offsets_mapping=True)
+    assert tokenised.piece_ids == pieces["input_ids"]
+    reached = ""
+    for token, piece in zip(tokenised.ids, tokenised.pieces, strict=True):
+        reached += tiny_llm.tokenizer.decode([token])
+        first, last = pieces["offset_mapping"][piece]
+        if "\ufffd" not in reached and reached[-1] != " ":
+            assert first < len(reached.lstrip()) <= last
+
+
+def test_sentences_have_the_tokens_of_their_own_text(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
+    tokenised = tokens.tokenise(tiny_llm, passage)
+    for (first, last), (start, end) in zip(tokenised.spans, passage.spans, strict=True):
+        assert tiny_llm.tokenizer.decode(tokenised.ids[first:last]) == " " + passage.text[start:end]
+    expert = tokens.generate(tiny_llm, [passage])[0]
+    assert expert.segment_ranks == tuple(last - first for first, last in tokenised.spans)
 
 
 def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(
@@ -184,9 +215,9 @@ def test_sentences_past_the_most_tokens_have_rank_0(tokens: TokensHypernetwork, 
     sentence = "The river Rhône ends in the sea. "
     text = sentence * 20
     spans = tuple((n * len(sentence), (n + 1) * len(sentence) - 1) for n in range(20))
-    ids, token_spans = tokens.tokenise(tiny_llm, PassageInput("Lyon", text, spans))
-    assert len(ids) == tokens.config.max_tokens
-    assert token_spans[-1] == (len(ids), len(ids))
+    tokenised = tokens.tokenise(tiny_llm, PassageInput("Lyon", text, spans))
+    assert len(tokenised.ids) == tokens.config.max_tokens
+    assert tokenised.spans[-1] == (len(tokenised.ids), len(tokenised.ids))
     expert = tokens.generate(tiny_llm, [PassageInput("Lyon", text, spans)])[0]
     assert len(expert.segment_ranks) == 20
     assert expert.segment_ranks[0] > 0
@@ -194,14 +225,20 @@ def test_sentences_past_the_most_tokens_have_rank_0(tokens: TokensHypernetwork, 
 
 
 def test_control_tokens_in_a_passage_are_text(tokens: TokensHypernetwork, tiny_llm: FrozenLLM) -> None:
-    ids, _ = tokens.tokenise(tiny_llm, whole("Rome<|im_end|><|endoftext|>", "<|im_start|>system"))
-    assert ids[0] == tiny_llm.tokenizer.bos_token_id
-    assert not set(ids[1:]) & set(tiny_llm.tokenizer.all_special_ids)
+    ids = tokens.tokenise(tiny_llm, whole("Rome<|im_end|><|endoftext|>", "<|im_start|>system")).ids
+    assert not set(ids) & set(tiny_llm.tokenizer.all_special_ids)
 
 
-def test_saving_and_loading_keeps_every_bit(hypernetwork: Hypernetwork, tmp_path: Path) -> None:
+def base_of(hypernetwork: Hypernetwork, folder: Path) -> Callable[[], Path] | None:
+    """Where the published encoder of a hypernetwork lies, for those that have one."""
+    return (lambda: folder / "encoder") if isinstance(hypernetwork, TokensHypernetwork) else None
+
+
+def test_saving_and_loading_keeps_every_bit(
+    hypernetwork: Hypernetwork, tiny_hypernetwork_dir: Path, tmp_path: Path
+) -> None:
     hypernetwork.save(tmp_path / "a")
-    again = load_hypernetwork(tmp_path / "a")
+    again = load_hypernetwork(tmp_path / "a", base=base_of(hypernetwork, tiny_hypernetwork_dir))
     assert again.config == hypernetwork.config
     assert {n: t.dtype for n, t in again.state_dict().items()} == {
         n: t.dtype for n, t in hypernetwork.state_dict().items()
@@ -215,12 +252,14 @@ def test_saving_and_loading_keeps_every_bit(hypernetwork: Hypernetwork, tmp_path
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in again.parameters())
 
 
-def test_weights_kept_in_bfloat16_come_back_as_float32(hypernetwork: Hypernetwork, tmp_path: Path) -> None:
+def test_weights_kept_in_bfloat16_come_back_as_float32(
+    hypernetwork: Hypernetwork, tiny_hypernetwork_dir: Path, tmp_path: Path
+) -> None:
     hypernetwork.save(tmp_path, dtype=torch.bfloat16)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    again = load_hypernetwork(tmp_path)
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, hypernetwork.state_dict()[name].to(torch.bfloat16).float())
+    again = load_hypernetwork(tmp_path, base=base_of(hypernetwork, tiny_hypernetwork_dir))
+    for name, tensor in again.own_tensors().items():
+        assert torch.equal(tensor, hypernetwork.own_tensors()[name].to(torch.bfloat16).float())
 
 
 def test_fingerprints_follow_weights_and_config(
@@ -245,7 +284,7 @@ def change_config(folder: Path, **changes: object) -> None:
 
 def change_weights(folder: Path, tensor: torch.Tensor) -> None:
     weights = load_file(folder / "model.safetensors")
-    weights["log_bag"] = tensor
+    weights["log_value"] = tensor
     save_file(weights, folder / "model.safetensors")
 
 
@@ -268,11 +307,12 @@ BROKEN = {
     "unknown field": lambda folder: change_config(folder, colour="red"),
     "huge sizes": lambda folder: change_config(folder, width=1 << 23, vocabulary=1 << 23),
     "sizes past all bounds": lambda folder: change_config(folder, width=1 << 60),
-    "endless layers": lambda folder: change_config(folder, encoder_layers=1 << 23),
-    "no width": lambda folder: change_config(folder, key_width=0),
+    "no width": lambda folder: change_config(folder, code_width=0),
+    "another encoder": lambda folder: change_config(folder, base_digest="0" * 16),
+    "no encoder": lambda folder: shutil.rmtree(folder / "encoder"),
+    "encoder without weights": lambda folder: (folder / "encoder" / "model.safetensors").unlink(),
     "negative layer": lambda folder: change_config(folder, layer=-1),
     "size that is text": lambda folder: change_config(folder, width="32"),
-    "heads that do not divide the width": lambda folder: change_config(folder, encoder_heads=3),
     "bound that is NaN": lambda folder: change_config(folder, max_norm=float("nan")),
 }
 
@@ -290,7 +330,5 @@ def test_a_folder_that_holds_no_hypernetwork_is_refused(name: str, tiny_hypernet
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(HypernetworkError, match="width is 0"):
         TokensConfig(width=0)
-    with pytest.raises(HypernetworkError, match="no multiple of encoder_heads"):
-        TokensConfig(width=8, encoder_width=10, encoder_heads=4)
     with pytest.raises(HypernetworkError, match="max_norm is -1"):
         TokensConfig(width=8, max_norm=-1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
-from knowstore.experts import Expert, Experts, FrozenLLM, combine, expert_output, mount
+from knowstore.experts import Expert, Experts, FrozenLLM, QueryExperts, combine, expert_output, mount
 from knowstore.experts.llm import blocks, ffn
 
 LAYER, N_TOKENS = 1, 64
@@ -109,51 +110,98 @@ def test_an_exception_inside_leaves_no_trace(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_states_are_the_inputs_of_the_block_and_of_its_ffn(name: str, build: Build, token_ids: Tensor) -> None:
+def test_states_are_the_inputs_of_the_ffn(name: str, build: Build, token_ids: Tensor) -> None:
     model = build(name)
     llm = FrozenLLM(model, None)  # type: ignore[arg-type]
     seen: list[Tensor] = []
     first, _ = ffn(model, LAYER)
     handle = first.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    with torch.no_grad():
-        hidden = model(input_ids=token_ids, output_hidden_states=True).hidden_states
-    handle.remove()
-    entering, at_ffn = llm.states(token_ids, LAYER)
-    assert torch.equal(entering, hidden[LAYER])
-    assert torch.equal(at_ffn, seen[0].reshape(at_ffn.shape))
-    assert entering.shape == at_ffn.shape == (*token_ids.shape, llm.width)
-    padded = torch.cat([token_ids, torch.zeros(2, 3, dtype=torch.long)], 1)
-    torch.testing.assert_close(llm.states(padded, LAYER)[1][:, :7], at_ffn)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_upper_blocks_fed_with_cached_states_give_the_final_states_of_the_model(
-    name: str, layer: int, build: Build, token_ids: Tensor
-) -> None:
-    model = build(name)
-    llm = FrozenLLM(model, None)  # type: ignore[arg-type]
     bare = logits(model, token_ids)
+    handle.remove()
     with torch.no_grad():
-        final = model(input_ids=token_ids, output_hidden_states=True).hidden_states[-1]
-        cached, _ = llm.states(token_ids, layer)
-        with llm.upper(layer) as upper:
-            torch.testing.assert_close(upper(cached), final)
+        states = llm.states(token_ids, LAYER)
+        assert torch.equal(states, seen[0].reshape(states.shape))
+        assert states.shape == (*token_ids.shape, llm.width)
+        padded = torch.cat([token_ids, torch.zeros(2, 3, dtype=torch.long)], 1)
+        torch.testing.assert_close(llm.states(padded, LAYER)[:, :7], states)
+        with llm.watched(LAYER) as watched:
+            assert torch.equal(logits(model, token_ids), bare)
+        assert torch.equal(watched[0], states)
     assert torch.equal(logits(model, token_ids), bare)
 
 
-def test_gradients_reach_mounted_experts_through_the_upper_blocks(
+def query_experts(width: int, layers: tuple[int, ...]) -> QueryExperts:
+    """Random query experts of three neurons."""
+    torch.manual_seed(4)
+    up, down = ([torch.randn(shape) for _ in layers] for shape in ((width, 3), (3, width)))
+    return QueryExperts(layers, tuple(up), tuple(down))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_query_experts_stand_beside_the_ffns_below(name: str, build: Build, token_ids: Tensor) -> None:
+    """Each adds ReLU(x up) down to the output of its own FFN, literally, and leaves no trace."""
+    model = build(name)
+    llm = FrozenLLM(model, None)  # type: ignore[arg-type]
+    query = query_experts(llm.width, (0,))
+    bare = logits(model, token_ids)
+    first, last = ffn(model, 0)
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    handles = [
+        first.register_forward_pre_hook(lambda _module, args: inputs.append(args[0])),
+        last.register_forward_hook(
+            lambda _module, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        ),
+    ]
+    with torch.no_grad():
+        logits(model, token_ids)
+        handles[1].remove()
+        with mount(model, Experts(query=query), LAYER):
+            handles[1] = last.register_forward_hook(
+                lambda _module, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+            )
+            mounted = logits(model, token_ids)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(inputs[0], inputs[1])
+    added = (inputs[0] @ query.up[0]).clamp(min=0) @ query.down[0]
+    torch.testing.assert_close(outputs[1], outputs[0] + added.reshape(outputs[0].shape))
+    assert not torch.allclose(mounted, bare)
+    assert torch.equal(logits(model, token_ids), bare)
+
+
+def test_query_experts_spare_questions_without_experts_and_tokens_before_the_start(
+    build: Build, token_ids: Tensor, make_expert: MakeExpert
+) -> None:
+    model = build("llama")
+    query = query_experts(FrozenLLM(model, None).width, (0,))  # type: ignore[arg-type]
+    bare = logits(model, token_ids)
+    none = combine([[], [(make_expert(), 1.0, None)]], device=torch.device("cpu"), dtype=torch.float32, query=query)
+    with mount(model, none, LAYER):
+        mounted = logits(model, token_ids)
+    assert torch.equal(mounted[0], bare[0])
+    assert not torch.allclose(mounted[1], bare[1])
+    both = combine([[(make_expert(), 1.0, None)]] * 2, device=torch.device("cpu"), dtype=torch.float32, query=query)
+    with mount(model, both, LAYER, starts=[4, 4]):
+        later = logits(model, token_ids)
+    assert torch.equal(later[:, :4], bare[:, :4])
+    assert not torch.allclose(later[:, 4:], bare[:, 4:])
+
+
+def test_gradients_reach_mounted_experts_and_no_parameter_of_the_llm(
     build: Build, token_ids: Tensor, make_expert: MakeExpert
 ) -> None:
     llm = FrozenLLM(build("llama"), None)  # type: ignore[arg-type]
-    experts = experts_for([make_expert()], [make_expert()])
+    query = query_experts(llm.width, (0,))
+    experts = replace(experts_for([make_expert()], [make_expert()]), query=query)
     assert experts.down is not None
-    experts.down.requires_grad_()
-    cached, _ = llm.states(token_ids, LAYER)
-    with llm.upper(LAYER) as upper, mount(llm.model, experts, LAYER):
-        upper(cached).sum().backward()  # type: ignore[no-untyped-call]
-    assert experts.down.grad is not None
-    assert experts.down.grad.any()
+    for part in (experts.down, query.up[0]):
+        part.requires_grad_()
+    with mount(llm.model, experts, LAYER):
+        llm.model(input_ids=token_ids).logits.sum().backward()
+    for part in (experts.down, query.up[0]):
+        assert part.grad is not None
+        assert part.grad.any()
     assert all(parameter.grad is None for parameter in llm.model.parameters())
 
 

@@ -1,0 +1,254 @@
+"""What one training step of the `tokens` hypernetwork computes: data as token ids, and the losses on a batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from knowstore.experts.expert import Experts
+from knowstore.experts.llm import FrozenLLM, pad_ids
+from knowstore.experts.mount import mount
+from knowstore.experts.tokens import Tokenised, TokensHypernetwork
+from knowstore.prompts import answer_target, question_prompt
+from knowstore.training.data import TrainingData
+from knowstore.training.losses import Pointers, pointers, pointing_accuracy, pointing_loss, silence_loss
+
+_MAX_QUESTION_TOKENS = 96
+_BUCKET = 256  # passages sorted by length together, so that little is padded
+
+
+@dataclass(frozen=True)
+class PreparedQuestion:
+    """A question in token ids, its answer behind it: `n_question` of them ask, `starts` are the passage's tokens at
+    which the answer stands, `sentence` is the position of the sentence of the first."""
+
+    ids: list[int]
+    n_question: int
+    starts: list[int]
+    sentence: int
+
+    @property
+    def n_steps(self) -> int:
+        """Tokens of the answer, its end included."""
+        return len(self.ids) - self.n_question
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one batch; `answer` is None where Eq. 5 was not computed."""
+
+    pointing: Tensor
+    silence: Tensor
+    answer: Tensor | None
+    accuracy: float
+
+    def total(self, pointing_weight: float, silence_weight: float) -> Tensor:
+        """Their weighted sum; silence counts as a part of pointing."""
+        beside = pointing_weight * (self.pointing + silence_weight * self.silence)
+        return beside if self.answer is None else self.answer + beside
+
+
+class Batch:
+    """Passages with all their questions: `rows` are (position in `passages`, question)."""
+
+    def __init__(self, passages: Sequence[int], questions: Sequence[Sequence[int]]) -> None:
+        self.passages = list(passages)
+        self.rows = [(position, question) for position, some in enumerate(questions) for question in some]
+
+
+class Run:
+    """Data, models and the losses of one batch."""
+
+    def __init__(self, network: TokensHypernetwork, llm: FrozenLLM, data: TrainingData, n_per_passage: int) -> None:
+        self.network, self.llm, self.data = network, llm, data
+        self.passages = [network.tokenise(llm, passage) for passage in data.passages]
+        self.questions: dict[int, PreparedQuestion] = {}
+        self.by_passage: dict[int, list[int]] = {}
+        for index, row in enumerate(data.questions):
+            if len(self.by_passage.get(row.passage, ())) >= n_per_passage:
+                continue
+            prepared = _prepared(llm, row.question, row.answers[0], self.passages[row.passage])
+            if prepared is not None:
+                self.questions[index] = prepared
+                self.by_passage.setdefault(row.passage, []).append(index)
+
+    def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
+        """One epoch: passages of similar length together, at most so many word pieces and questions a batch."""
+        draw = random.Random(seed)
+        order = list(passages)
+        draw.shuffle(order)
+        out: list[list[int]] = []
+        for first in range(0, len(order), _BUCKET):
+            part = sorted(order[first : first + _BUCKET], key=lambda p: len(self.passages[p].piece_ids))
+            batch: list[int] = []
+            for passage in part:
+                n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
+                padded = (len(batch) + 1) * len(self.passages[passage].piece_ids)
+                if len(batch) > 1 and (padded > n_pieces or n_asked > n_questions):
+                    out.append(batch)
+                    batch = []
+                batch.append(passage)
+            if len(batch) > 1:
+                out.append(batch)
+        draw.shuffle(out)
+        return [Batch(batch, [self.by_passage[p] for p in batch]) for batch in out]
+
+    def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
+        """All losses of a batch; Eq. 5 only when `is_answering`, for it runs the blocks above the mount layer."""
+        network, llm = self.network, self.llm
+        tokenised = [self.passages[p] for p in batch.passages]
+        with torch.autocast(network.const.device.type, torch.bfloat16):
+            tokens = network.tokens(tokenised, network.codes(tokenised))
+            keys, values = network.keys(llm, tokens), network.values(llm, tokens)
+        questions = [self.questions[q] for _, q in batch.rows]
+        own = torch.tensor([position for position, _ in batch.rows])
+        other = (own + 1) % len(batch.passages)
+        ids = pad_ids([q.ids for q in questions]).to(llm.device)
+        answer = None
+        with plain_attention(llm):
+            if is_answering:
+                up, down = network.neurons(keys, values, tokens.mask)
+                weights = self._served_weights(questions, batch, own, other, up.shape[2], draw)
+                experts = self._experts(
+                    torch.cat([up[own], up[other]], 2), torch.cat([down[own], down[other]], 1), weights
+                )
+                with mount(llm.model, experts, network.config.layer), llm.watched(network.config.layer) as seen:
+                    answer = self._answer_loss(questions, ids)
+                x = seen[0]
+            else:
+                with mount(llm.model, self._experts(None, None, None), network.config.layer):
+                    x = llm.states(ids, network.config.layer)
+        where = self._pointers(questions, batch, keys.shape[1]).to(keys.device)
+        at = _answer_states(x, questions)
+        scores = network.scores(at, keys[own])
+        return Losses(
+            pointing_loss(scores, tokens.mask[own], where),
+            silence_loss(network.scores(at, keys[other]), tokens.mask[other], where),
+            answer,
+            float(pointing_accuracy(scores.detach(), where).float().mean()),
+        )
+
+    @torch.no_grad()
+    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
+        """Eq. 5 with the sentence that holds the answer mounted alone, or with a sentence of another passage."""
+        network, llm = self.network, self.llm
+        tokenised = [self.passages[p] for p in batch.passages]
+        with torch.autocast(network.const.device.type, torch.bfloat16):
+            tokens = network.tokens(tokenised, network.codes(tokenised))
+            up, down = network.neurons(network.keys(llm, tokens), network.values(llm, tokens), tokens.mask)
+        questions = [self.questions[q] for _, q in batch.rows]
+        chosen = [position if is_own else (position + 1) % len(tokenised) for position, _ in batch.rows]
+        weights = torch.zeros(len(questions), up.shape[2])
+        for row, (position, question) in enumerate(zip(chosen, questions, strict=True)):
+            spans = tokenised[position].spans
+            first, last = spans[question.sentence if is_own else question.sentence % len(spans)]
+            weights[row, first:last] = 1.0
+        ids = pad_ids([q.ids for q in questions]).to(llm.device)
+        with mount(llm.model, self._experts(up[chosen], down[chosen], weights), network.config.layer):
+            return float(self._answer_loss(questions, ids))
+
+    def static_loss(self, batch: Batch) -> Tensor:
+        """Eq. 5 with the static expert and the query experts alone."""
+        questions = [self.questions[q] for _, q in batch.rows]
+        ids = pad_ids([q.ids for q in questions]).to(self.llm.device)
+        experts = self._experts(None, None, None)
+        with plain_attention(self.llm), mount(self.llm.model, experts, self.network.config.layer):
+            return self._answer_loss(questions, ids)
+
+    def _experts(self, up: Tensor | None, down: Tensor | None, weights: Tensor | None) -> Experts:
+        llm, network = self.llm, self.network
+        static, query = network.static, network.query
+        up, down, weights = (None if t is None else t.to(llm.device, llm.dtype) for t in (up, down, weights))
+        return Experts(
+            up=up,
+            down=down,
+            neuron_weights=weights,
+            static=None if static is None else static.to(llm.device, llm.dtype),
+            query=None if query is None else query.to(llm.device, llm.dtype),
+            max_norm=network.config.max_norm,
+        )
+
+    def _answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
+        is_target = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, question in enumerate(questions):
+            is_target[row, question.n_question : len(question.ids)] = True
+        is_target = is_target[:, 1:].to(ids.device)
+        final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
+        return cross_entropy(logits.float(), ids[:, 1:][is_target])
+
+    def _pointers(self, questions: Sequence[PreparedQuestion], batch: Batch, n_tokens: int) -> Pointers:
+        sentences = [
+            self.passages[batch.passages[position]].spans[question.sentence]
+            for (position, _), question in zip(batch.rows, questions, strict=True)
+        ]
+        return pointers([q.starts for q in questions], [q.n_steps for q in questions], sentences, n_tokens)
+
+    def _served_weights(
+        self,
+        questions: Sequence[PreparedQuestion],
+        batch: Batch,
+        own: Tensor,
+        other: Tensor,
+        T: int,
+        draw: random.Random,
+    ) -> Tensor:
+        """Relevance of each neuron of the own and of another passage, (Q, 2T), as rerankers give it: nearly half of
+        the questions have all of it on the right sentence, the others a softmax of scores that favour it."""
+        weights = torch.zeros(len(questions), 2 * T)
+        for row, question in enumerate(questions):
+            spans = [self.passages[batch.passages[int(p)]].spans for p in (own[row], other[row])]
+            n_own = len(spans[0])
+            shares = torch.zeros(n_own + len(spans[1]))
+            if draw.random() < 0.45:
+                shares[question.sentence] = 1.0
+            else:
+                scores = [draw.gauss(0.0, 1.5) - (1.5 if n >= n_own else 0.0) for n in range(len(shares))]
+                scores[question.sentence] = draw.gauss(4.0, 2.0)
+                shares = torch.tensor(scores).softmax(0)
+            for n, (first, last) in enumerate(spans[0]):
+                weights[row, first:last] = shares[n]
+            for n, (first, last) in enumerate(spans[1]):
+                weights[row, T + first : T + last] = shares[n_own + n]
+        return weights
+
+
+@contextmanager
+def plain_attention(llm: FrozenLLM) -> Iterator[None]:
+    """Attention as plain products: on a CPU the fused kernel's backward takes a third of a step at these lengths."""
+    before = llm.model.config._attn_implementation
+    llm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        llm.model.set_attn_implementation(before)
+
+
+def _prepared(llm: FrozenLLM, question: str, answer: str, passage: Tokenised) -> PreparedQuestion | None:
+    """The question in token ids, or None when the answer's tokens do not stand within a sentence of the passage."""
+    asked = llm.prompt_ids(question_prompt(question))
+    written = llm.prompt_ids(answer_target(answer), is_start=False)
+    body = written[:-1]
+    starts, sentence = [], None
+    for position, (first, last) in enumerate(passage.spans):
+        for place in range(first, last - len(body) + 1):
+            if passage.ids[place : place + len(body)] == body:
+                starts.append(place)
+                sentence = position if sentence is None else sentence
+    if sentence is None or not body or len(asked) > _MAX_QUESTION_TOKENS:
+        return None
+    return PreparedQuestion(asked + written, len(asked), starts, sentence)
+
+
+def _answer_states(x: Tensor, questions: Sequence[PreparedQuestion]) -> Tensor:
+    """Of states x (Q, T, D) those from which a token of the answer is written: (Q, J, D)."""
+    index = torch.zeros(len(questions), max(q.n_steps for q in questions), dtype=torch.long)
+    for row, question in enumerate(questions):
+        index[row, : question.n_steps] = torch.arange(question.n_question - 1, len(question.ids) - 1)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]).to(x.device))
