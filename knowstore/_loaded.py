@@ -87,11 +87,16 @@ class LoadedModels:
     def reranker(self) -> Reranker:
         from knowstore.retrieval import load_reranker
 
-        if self.config.reranker == "default":
-            return load_reranker("default")
         path = self.path("reranker")
-        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir)
-        return load_reranker(self.config.reranker, path, self.device, self.dtype, weights_fingerprint=fingerprint)
+        has_weights = (path / "config.json").is_file()
+        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir) if has_weights else ""
+        return load_reranker(
+            self.config.reranker, path, self.device, self.dtype, base=self._encoder, weights_fingerprint=fingerprint
+        )
+
+    def _encoder(self, reference: str) -> Path:
+        """The directory of the published encoder that a reference of the role retriever stands for."""
+        return resolve(reference, "retriever", cache_dir=self.cache_dir, progress=self.on_progress).path
 
     @cached_property
     def hypernetwork_config(self) -> dict[str, Any]:

@@ -234,6 +234,7 @@ def tiny_models(tiny_llm_dir: Path, tiny_retriever_dir: Path, tiny_hypernetwork_
     return ModelConfig(
         llm=str(tiny_llm_dir),
         retriever=str(tiny_retriever_dir),
+        reranker="late",
         hypernetwork=str(tiny_hypernetwork_dir),
         dtype="float32",
         device="cpu",
