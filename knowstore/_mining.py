@@ -47,8 +47,8 @@ def passage_search(retriever: Retriever, texts: Sequence[tuple[str, str]]) -> It
 
         def search(question: str) -> list[int]:
             vector = retriever.encode_questions([question])[0]
-            by_text = table.search_text(question, _N_FOUND, at=_BATCH)
-            by_vector = table.search_vector(vector, _N_FOUND, at=_BATCH)
+            by_text = table.search_text(question, _N_FOUND, at=None)
+            by_vector = table.search_vector(vector, _N_FOUND, at=None)
             in_turn = chain.from_iterable(zip_longest(by_text, by_vector))
             return list(dict.fromkeys(first[found.id] for found in in_turn if found is not None))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from knowstore.encoders import BaseEncoder, load_base
@@ -281,7 +281,7 @@ class JointReranker:
         """Write model.safetensors, whose tensors are stored in `dtype`, and config.json."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.weights().items()}
-        save_file(weights, folder / _WEIGHTS)
+        (folder / _WEIGHTS).write_bytes(save(weights))
         described = {"kind": KIND, **asdict(self.config)}
         (folder / _CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
