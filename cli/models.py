@@ -79,12 +79,12 @@ def record(model: ResolvedModel | UnresolvedModel) -> dict[str, Any]:
         "size_bytes": model.size_bytes,
         "licence": model.licence,
         "path": str(model.path),
-        "notes": _notes(model) if model.role == "hypernetwork" else None,
+        "notes": _notes(model) if model.role in ("hypernetwork", "reranker") else None,
     }
 
 
 def _notes(model: ResolvedModel) -> str | None:
-    """How a hypernetwork was made, as its config says."""
+    """How a hypernetwork or a reranker was made, as its config says."""
     try:
         notes = json.loads((model.path / "config.json").read_text(encoding="utf-8")).get("notes")
     except (OSError, ValueError, AttributeError):

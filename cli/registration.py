@@ -46,7 +46,7 @@ def _common_options(*, on_command: bool) -> list[inspect.Parameter]:
         ("catalog", str | None, "URL of the catalog's database, else SQLite in the store.", "KNOWSTORE_CATALOG"),
         ("llm", str | None, "Language model: a directory, a GGUF file or a hub id.", "KNOWSTORE_LLM"),
         ("retriever", str | None, "Retriever: a directory or a hub id.", "KNOWSTORE_RETRIEVER"),
-        ("reranker", str | None, "Reranker: a directory or a hub id.", "KNOWSTORE_RERANKER"),
+        ("reranker", str | None, "Reranker: a directory, a hub id, or `late`.", "KNOWSTORE_RERANKER"),
         (
             "hypernetwork",
             str | None,

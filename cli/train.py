@@ -1,4 +1,4 @@
-"""`knowstore train`: hypernetworks trained on this machine."""
+"""`knowstore train`: hypernetworks and rerankers trained on this machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .registration import command, group
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore.training import TrainingConfig, TrainingProgress
+    from knowstore.training import RerankerProgress, TrainingConfig, TrainingProgress
 
 train = group(
     "train",
-    "Train what turns passages into experts.",
+    "Train what turns passages into experts, and what orders passages.",
     "knowstore train hypernetwork --data train.jsonl.gz --output my-hypernetwork --minutes 20",
 )
 
@@ -64,18 +64,21 @@ def hypernetwork(
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     torch.manual_seed(config.seed)
-    base_path = resolve(models.retriever, "retriever", progress=session.output.progress).path
-    base = load_base(base_path)
+    encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
+    base = load_base(encoder.path)
     sizes = TokensConfig(
-        width=llm.width, layer=layer, encoder_width=base.width, base_digest=base.digest, max_norm=max_norm
+        width=llm.width,
+        layer=layer,
+        encoder_width=base.width,
+        base=str(encoder.path) if encoder.origin == "directory" else models.retriever,
+        base_digest=base.digest,
+        max_norm=max_norm,
     )
     log = _Log(session.output, config)
     trained = train_tokens(TokensHypernetwork(sizes, base).to(device), llm, rows, config, work, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, trained_steps=log.step, notes=notes)
     trained.save(output, dtype=torch.float16)
-    if models.retriever != "default":
-        base.save(output / "encoder")
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
         "output": str(output), "steps": log.step, "seconds": log.seconds, "loss": log.loss,
@@ -120,3 +123,97 @@ class _Log:
             self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)
         else:
             self._output.progress("training (steps)", progress.step, self._config.steps, detail)
+
+
+@command(train, example="knowstore train reranker --data train.jsonl.gz --output my-reranker --minutes 20")
+def reranker(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the weights; its training/ takes the checkpoint and log.")],
+    minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps to train, whatever time they take.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
+    n_negatives: Annotated[int | None, typer.Option(help="Passages that do not answer, for each question.")] = None,
+) -> None:
+    """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
+
+    It starts from the retriever's encoder and finds passages that do not answer with the store's own searches. The
+    same command goes on from the last checkpoint of a run that was cut off. Use the result with
+    `knowstore --reranker FOLDER`.
+    """
+    import torch
+
+    from knowstore.encoders import load_base
+    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.retrieval import JointModel, Retriever
+    from knowstore.sources import sentence_spans
+    from knowstore.store import passage_search
+    from knowstore.training import RerankerTrainingConfig, load_questions, train_reranker
+
+    work = output / "training"
+    session.kept = f"the last checkpoint in {work}"
+    rows = load_questions(data, sentence_spans)
+    chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
+    config = RerankerTrainingConfig(**chosen)
+    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
+    models = session.model_config()
+    device = choose_device(models.device)
+    resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
+    base = str(resolved.path) if resolved.origin == "directory" else models.retriever
+    torch.manual_seed(config.seed)
+    model = JointModel(load_base(resolved.path)).to(device)
+    session.output.progress("encoding passages", 0, len(rows.passages))
+    encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
+    log = _RerankerLog(session.output, config.minutes, config.steps)
+    with passage_search(encoder, [(one.title, one.text) for one in rows.passages]) as search:
+        trained = train_reranker(model, rows, search, config, work, base=base, on_progress=log)
+    notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, from {resolved.name}; {log.quality}"
+    trained.config = replace(trained.config, notes=notes)
+    trained.save(output)
+    n_bytes = (output / "model.safetensors").stat().st_size
+    record: dict[str, Any] = {
+        "output": str(output), "steps": trained.config.trained_steps, "seconds": log.seconds, "loss": log.loss,
+        "sentence_accuracy": log.sentence_accuracy, "gold_first": log.gold_first,
+        "null_threshold": trained.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
+    }  # fmt: skip
+    summary = f"{trained.config.trained_steps:,} steps, {log.seconds:.0f} s, {size(n_bytes)}; {log.quality}"
+    session.output.result(record, f"{output}: {summary}", [output])
+    session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
+
+
+class _RerankerLog:
+    """Shows the training of a reranker as it goes, and keeps its last figures."""
+
+    def __init__(self, output: Output, minutes: float, steps: int | None) -> None:
+        self._output, self._minutes, self._steps = output, minutes, steps
+        self.seconds, self.loss = 0.0, 0.0
+        self.sentence_accuracy: float | None = None
+        self.gold_first: float | None = None
+
+    @property
+    def quality(self) -> str:
+        """How good it is on the questions that were kept out."""
+        if self.sentence_accuracy is None or self.gold_first is None:
+            return "not validated"
+        return (
+            f"on questions kept out, the sentence that answers is found in {self.sentence_accuracy:.0%} and its "
+            f"passage comes first in {self.gold_first:.0%}"
+        )
+
+    def __call__(self, progress: RerankerProgress) -> None:
+        self.seconds, self.loss = progress.seconds, progress.loss
+        detail = f"step {progress.step}, loss {progress.loss:.2f}"
+        if progress.sentence_accuracy is not None:
+            self.sentence_accuracy, self.gold_first = progress.sentence_accuracy, progress.gold_first
+            self._output.note(f"{progress.seconds:.0f} s, {detail}; {self.quality}")
+        if self._steps is not None:
+            self._output.progress("training (steps)", progress.step, self._steps, detail)
+        else:
+            total = int(60 * self._minutes)
+            self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)

@@ -90,7 +90,7 @@ class Reader:
             threshold = self.models.reranker.null_threshold
         if not kept or (threshold is not None and kept[0].score < threshold):
             return []
-        temperature = self.retrieval.temperature
+        temperature = self.retrieval.temperature * self.models.reranker.temperature
         weights = relevance([hit.score for hit in kept], temperature)
         return [
             MountedExpert(

@@ -64,7 +64,7 @@ class LoadedModels:
         """
         from knowstore.experts import load_hypernetwork
 
-        hypernetwork = load_hypernetwork(self.path("hypernetwork"), device=self.device, base=self._base_encoder)
+        hypernetwork = load_hypernetwork(self.path("hypernetwork"), device=self.device, base=self._encoder)
         config = hypernetwork.config
         if config.width != self.llm.width or config.layer >= self.llm.n_layers:
             raise HypernetworkError(
@@ -74,10 +74,6 @@ class LoadedModels:
                 fix="train one for this LLM with `knowstore train hypernetwork`",
             )
         return hypernetwork
-
-    def _base_encoder(self) -> Path:
-        """The published encoder that shipped weights were trained from: the default retriever's."""
-        return resolve("default", "retriever", cache_dir=self.cache_dir, progress=self.on_progress).path
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -91,11 +87,16 @@ class LoadedModels:
     def reranker(self) -> Reranker:
         from knowstore.retrieval import load_reranker
 
-        if self.config.reranker == "default":
-            return load_reranker("default")
         path = self.path("reranker")
-        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir)
-        return load_reranker(self.config.reranker, path, self.device, self.dtype, weights_fingerprint=fingerprint)
+        has_weights = (path / "config.json").is_file()
+        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir) if has_weights else ""
+        return load_reranker(
+            self.config.reranker, path, self.device, self.dtype, base=self._encoder, weights_fingerprint=fingerprint
+        )
+
+    def _encoder(self, reference: str) -> Path:
+        """The directory of the published encoder that a reference of the role retriever stands for."""
+        return resolve(reference, "retriever", cache_dir=self.cache_dir, progress=self.on_progress).path
 
     @cached_property
     def hypernetwork_config(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from knowstore._answering import Reader, Timer, given_weights, mounted_llm
 from knowstore._ingest import Scan, Sources, write_passages
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig

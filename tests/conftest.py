@@ -178,7 +178,7 @@ def sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
 def tiny_hypernetwork_dir(
     tmp_path_factory: pytest.TempPathFactory, tiny_llm: FrozenLLM, tiny_retriever_dir: Path
 ) -> Path:
-    """A small `tokens` hypernetwork after its analytic start, which counts as trained, with its encoder beside it."""
+    """A small `tokens` hypernetwork after its analytic start, which counts as trained."""
     import torch
 
     from knowstore.encoders import load_base
@@ -191,6 +191,7 @@ def tiny_hypernetwork_dir(
         width=D,
         layer=LAYER,
         encoder_width=base.width,
+        base=str(tiny_retriever_dir),
         base_digest=base.digest,
         code_width=8,
         static_rank=4,
@@ -211,7 +212,6 @@ def tiny_hypernetwork_dir(
     hypernetwork.config = replace(config, trained_steps=1, notes="for tests")
     folder = tmp_path_factory.mktemp("tiny_hypernetwork")
     hypernetwork.save(folder)
-    shutil.copytree(tiny_retriever_dir, folder / "encoder")
     return folder
 
 
@@ -236,6 +236,7 @@ def tiny_models(tiny_llm_dir: Path, tiny_retriever_dir: Path, tiny_hypernetwork_
     return ModelConfig(
         llm=str(tiny_llm_dir),
         retriever=str(tiny_retriever_dir),
+        reranker="late",
         hypernetwork=str(tiny_hypernetwork_dir),
         dtype="float32",
         device="cpu",

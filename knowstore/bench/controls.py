@@ -203,7 +203,7 @@ class _Bench:
         vector, segment_vectors = self.vectors[passage]
         item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
         score = self.models.reranker.score(self.cases[question].question, [item], self.questions[question])[0]
-        return relevance(score.segment_scores, 1.0)
+        return relevance(score.segment_scores, self.models.reranker.temperature)
 
     def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
         em = [exact_match(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]

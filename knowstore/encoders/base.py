@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
@@ -41,11 +41,6 @@ class BaseEncoder:
         """The longest input, special tokens included."""
         config: Any = self.model.config
         return int(config.max_position_embeddings)
-
-    def save(self, folder: Path) -> None:
-        """Write the encoder with its tokenizer, so that `load_base` reads it again."""
-        cast(Any, self.model).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
     def states(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
         """States (B, T, E) of token ids (B, T); `mask` is 0 at padding, `types` is 1 in the second text of a pair."""

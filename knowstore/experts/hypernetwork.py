@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from knowstore.encoders import BaseEncoder, load_base
+from knowstore.encoders import load_base
 from knowstore.errors import ConfigError, HypernetworkError
 from knowstore.experts.expert import Expert, Factors, QueryExperts
 from knowstore.experts.llm import FrozenLLM
@@ -126,12 +126,12 @@ def _described(hypernetwork: Hypernetwork) -> dict[str, Any]:
     return {"kind": hypernetwork.config.kind, **asdict(hypernetwork.config)}
 
 
-def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[], Path] | None = None) -> Hypernetwork:
+def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[str], Path] = Path) -> Hypernetwork:
     """Read a hypernetwork that `save` wrote; its weights are float32 whatever they were stored in.
 
     Args:
-        base: gives the directory of the published encoder that a `tokens` hypernetwork was trained from; one that
-            lies in the folder itself, as `encoder`, comes first.
+        base: gives the directory of the published encoder that a `tokens` hypernetwork was trained from, by its
+            reference; references are directories when not given.
 
     Raises:
         HypernetworkError: files missing or damaged, an unknown kind, or weights that do not fit the config.
@@ -144,7 +144,7 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[], P
             raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
         described = json.loads((folder / _CONFIG).read_text("utf-8"))
         kind = described.pop("kind")
-        encoder = _base(folder, base) if kind == "tokens" else None
+        encoder = load_base(base(str(described.get("base")))) if kind == "tokens" else None
         with torch.device("meta"):  # no memory is taken on the word of the config alone
             if kind == "pooled":
                 hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
@@ -185,11 +185,3 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[], P
             fix="give a folder that `knowstore train hypernetwork` wrote",
         ) from error
     return hypernetwork.eval().requires_grad_(False).to(torch.device(device))
-
-
-def _base(folder: Path, base: Callable[[], Path] | None) -> BaseEncoder:
-    if (folder / "encoder").is_dir():
-        return load_base(folder / "encoder")
-    if base is None:
-        raise ValueError("it needs the published encoder that it was trained from")
-    return load_base(base())

@@ -41,7 +41,8 @@ _TEMPERATURE = 8.0  # of inner products of white states with keys, so that keys 
 class TokensConfig(HypernetworkConfig):
     """Sizes of the `tokens` hypernetwork.
 
-    `encoder_width` is the encoder's E and `base_digest` identifies the published encoder that it was trained from;
+    `encoder_width` is the encoder's E, `base` the reference of the published encoder that it was trained from and
+    `base_digest` what identifies that;
     `code_width` is what of a token's state reaches its neuron; `static_rank` is the rank of the static expert; query
     experts of `query_rank` neurons stand beside the FFNs from block `query_from` up to below the mount layer;
     a passage is read up to `max_tokens` of the LLM's tokens.
@@ -49,6 +50,7 @@ class TokensConfig(HypernetworkConfig):
 
     kind: ClassVar[str] = "tokens"
     encoder_width: int = 384
+    base: str = "default"
     base_digest: str = ""
     code_width: int = 160
     static_rank: int = 48
@@ -191,13 +193,14 @@ class TokensHypernetwork(Hypernetwork):
         )
         before = before * (tokens.before >= 0)[..., None]
         keys: Tensor = self.key_code(tokens.code) + self.key_word(word) + self.key_before(before)
-        return keys.float()
+        return keys.float()  # out of autocast
 
     def values(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
         """What neurons add to the residual stream: (B, T, D), zero where `tokens.mask` is."""
         words = normalize((self._embedded(llm, tokens.ids) - self.word_mean) @ self.word_map, dim=-1)
         values = self.value_word(words).float() + self.value_code(tokens.code).float()
-        return values * tokens.mask[..., None] * self.log_value.exp()
+        scaled: Tensor = values * tokens.mask[..., None] * self.log_value.exp()
+        return scaled
 
     def _embedded(self, llm: FrozenLLM, ids: Tensor) -> Tensor:
         return llm.embeddings[ids.to(llm.device)].to(self.const.device).float()

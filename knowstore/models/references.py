@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,6 +66,7 @@ DEFAULT_PACKAGES: Mapping[Role, DefaultPackage] = MappingProxyType(
     }
 )
 DEFAULT_HYPERNETWORK = "tokens"
+LATE = "late"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ResolvedModel:
     """A model that a reference stands for.
 
     `path` is the directory to load. For a GGUF model it is the converted directory, or the GGUF file
-    itself while `needs_conversion`; for the built-in reranker, which has no files, it is its code's folder.
+    itself while `needs_conversion`; for the late reranker, which has no files, it is its code's folder.
     """
 
     role: Role
@@ -101,7 +103,8 @@ def resolve(
     """Find the directory of a model, converting a GGUF file or fetching a hub id where that is needed.
 
     Args:
-        reference: `default`, a directory or a .gguf file, the name of a shipped hypernetwork, or a hub id.
+        reference: `default`, a directory or a .gguf file, the name of a shipped hypernetwork, `late` for a
+            reranker without weights, or a hub id.
             What starts with `.`, `/` or `~`, or exists, is a path and never looked up on the hub.
         role: what the model is for.
         cache_dir: `knowstore` in the user's cache directory when None.
@@ -134,10 +137,17 @@ def locate(reference: str, role: Role, *, cache_dir: Path | None = None) -> Reso
     cache_dir = cache_dir or default_cache_dir()
     if role not in ROLES:
         raise ConfigError(f"role is {role!r}", kept=_NOTHING, fix=f"use one of {', '.join(ROLES)}")
+    if role == "reranker":
+        return _locate_reranker(reference, cache_dir)
     if reference == DEFAULT:
         return _locate_default(role, cache_dir)
     if role == "hypernetwork" and (_SHIPPED / "weights" / reference / "config.json").is_file():
         return _shipped_hypernetwork(reference, reference)
+    return _locate_given(reference, role, cache_dir)
+
+
+def _locate_given(reference: str, role: Role, cache_dir: Path) -> ResolvedModel:
+    """A path or a hub id."""
     if is_path(reference):
         return _locate_path(reference, role, cache_dir)
     if is_hub_id(reference):
@@ -221,8 +231,6 @@ def fetch_from_hub(hub_id: str, progress: Progress | None = None) -> None:
 
 
 def _locate_default(role: Role, cache_dir: Path) -> ResolvedModel:
-    if role == "reranker":
-        return ResolvedModel(role, DEFAULT, _SHIPPED / "retrieval", "shipped", "late interaction", "as knowstore", 0)
     if role == "hypernetwork":
         return _shipped_hypernetwork(DEFAULT, DEFAULT_HYPERNETWORK)
     package = DEFAULT_PACKAGES[role]
@@ -236,6 +244,40 @@ def _locate_default(role: Role, cache_dir: Path) -> ResolvedModel:
     if files.suffix == ".gguf":
         return _gguf(role, DEFAULT, files, "package", cache_dir, package.name, package.licence)
     return ResolvedModel(role, DEFAULT, files, "package", package.name, package.licence, _size_bytes(files))
+
+
+def _locate_reranker(reference: str, cache_dir: Path) -> ResolvedModel:
+    """`late` has no files, `default` is what ships or else `late`; a joint one needs its encoder here as well."""
+    shipped = _SHIPPED / "weights" / "reranker"
+    if reference == LATE or (reference == DEFAULT and not (shipped / "config.json").is_file()):
+        name = "late interaction"
+        return ResolvedModel("reranker", reference, _SHIPPED / "retrieval", "shipped", name, "as knowstore", 0)
+    if reference == DEFAULT:
+        size = _size_bytes(shipped)
+        found = ResolvedModel("reranker", DEFAULT, shipped, "shipped", "joint reading", "as knowstore", size)
+    else:
+        found = _locate_given(reference, "reranker", cache_dir)
+    encoder = _encoder_of(found.path)
+    if encoder is not None:
+        try:
+            locate(encoder, "retriever", cache_dir=cache_dir)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"the reranker {reference!r} reads with the encoder {encoder!r}, which is missing: {error.what}",
+                kept=error.kept,
+                fix=f"{error.fix}; or use the reranker `{LATE}`",
+            ) from error
+    return found
+
+
+def _encoder_of(path: Path) -> str | None:
+    """The encoder that a joint reranker names in its config.json; None for every other reranker."""
+    try:
+        described = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_joint = isinstance(described, dict) and described.get("kind") == "joint"
+    return str(described.get("base", DEFAULT)) if is_joint else None
 
 
 def _shipped_hypernetwork(reference: str, name: str) -> ResolvedModel:

@@ -2,6 +2,7 @@
 
 from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
+from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker
 from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.loading import load_reranker
 from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance
@@ -10,6 +11,9 @@ from knowstore.retrieval.retriever import Retriever
 __all__ = [
     "CrossEncoderReranker",
     "FlagReranker",
+    "JointConfig",
+    "JointModel",
+    "JointReranker",
     "LateReranker",
     "RerankItem",
     "RerankScore",

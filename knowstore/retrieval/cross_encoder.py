@@ -29,6 +29,7 @@ class CrossEncoderReranker:
     """
 
     null_threshold: float | None = None
+    temperature: float = 1.0
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class FlagReranker:
     """
 
     null_threshold: float | None = None
+    temperature: float = 1.0
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class LateReranker:
     """
 
     fingerprint = "late-1"
+    temperature: float = 1.0
     null_threshold: float | None = -1.8
     """Fitted with the weights: keeps 95 % of the questions whose passage is there, refuses 72 % of the others."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoConfig
 from knowstore.errors import RetrievalError
 from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
+from knowstore.retrieval.joint import KIND, JointReranker, read_config
 from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.reranker import Reranker
 
@@ -20,24 +23,39 @@ def load_reranker(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
+    base: Callable[[str], Path] | None = None,
     weights_fingerprint: str = "",
 ) -> Reranker:
-    """Load a reranker: the late one for `default`, else by what its checkpoint is.
+    """Load a reranker: the late one for `late` and for a `default` that has no weights, else by what its checkpoint is.
 
     Args:
-        reference: `default`, or what `path` was resolved from.
-        path: directory of the checkpoint; not used for `default`.
+        reference: `default`, `late`, or what `path` was resolved from.
+        path: directory of the checkpoint; not used for `late`.
         device, dtype: where and in what precision it runs.
+        base: gives the directory of a retriever's reference; a joint reranker asks for the encoder of its embeddings.
         weights_fingerprint: identifies the weights of `path`.
 
     Raises:
-        RetrievalError: neither a sequence classifier with one label nor a causal LM that FlagEmbedding reads.
+        RetrievalError: neither a joint reranker nor a sequence classifier with one label nor a causal LM that
+            FlagEmbedding reads, or a joint reranker and no `base`.
     """
-    if reference == "default":
+    if reference == "late" or (reference == "default" and (path is None or not (path / "config.json").is_file())):
         return LateReranker()
-    fix = "use `default`, a cross-encoder, or a causal LM reranker such as `BAAI/bge-reranker-v2-gemma`"
+    fix = (
+        "use `default`, `late`, a folder that `knowstore train reranker` wrote, a cross-encoder, or a causal LM "
+        "reranker such as `BAAI/bge-reranker-v2-gemma`"
+    )
     if path is None:
         raise RetrievalError(f"reranker {reference!r} was not resolved to a directory", "nothing was loaded", fix)
+    if _kind(path) == KIND:
+        if base is None:
+            raise RetrievalError(
+                f"reranker {reference!r} needs the encoder that it was trained on, {read_config(path).base!r}",
+                kept="nothing was loaded",
+                fix="say where that encoder is with `base`",
+            )
+        encoder = base(read_config(path).base)
+        return JointReranker.load(path, encoder, device, dtype, weights_fingerprint=weights_fingerprint)
     try:
         architecture = (AutoConfig.from_pretrained(str(path)).architectures or ["no architecture"])[0]
     except (OSError, ValueError, KeyError) as error:
@@ -47,3 +65,12 @@ def load_reranker(
     if architecture.endswith("ForCausalLM"):
         return FlagReranker(path, device, dtype, weights_fingerprint=weights_fingerprint)
     raise RetrievalError(f"reranker {reference!r} is a {architecture}", "nothing was loaded", fix)
+
+
+def _kind(path: Path) -> object:
+    """The `kind` that one of our own checkpoints names."""
+    try:
+        described = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return described.get("kind") if isinstance(described, dict) else None

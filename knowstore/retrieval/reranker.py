@@ -55,6 +55,11 @@ class Reranker(Protocol):
         ...
 
     @property
+    def temperature(self) -> float:
+        """What its scores are divided by in Eq. 9, times the temperature that is set; 1 where it is not calibrated."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything that changes a score."""
         ...

@@ -1,14 +1,32 @@
-"""Training of hypernetworks by meta-learning (Eq. 5)."""
+"""Training of hypernetworks by meta-learning (Eq. 5), and of the joint reranker by contrast (Eq. 8)."""
 
 from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_rows
 from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_tokens
+from knowstore.training.reranker import (
+    Judged,
+    RerankerProgress,
+    RerankerTrainingConfig,
+    accuracies,
+    calibrate,
+    judge,
+    mine,
+    train_reranker,
+)
 
 __all__ = [
+    "Judged",
     "QuestionRow",
+    "RerankerProgress",
+    "RerankerTrainingConfig",
     "TrainingConfig",
     "TrainingData",
     "TrainingProgress",
+    "accuracies",
+    "calibrate",
+    "judge",
     "load_questions",
+    "mine",
     "read_rows",
+    "train_reranker",
     "train_tokens",
 ]

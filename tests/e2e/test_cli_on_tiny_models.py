@@ -27,9 +27,9 @@ def run(tmp_path: Path, tiny_models: ModelConfig, monkeypatch: pytest.MonkeyPatc
     """Runs `knowstore` in `tmp_path`; the models are named in the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("STORE", "CATALOG", "RERANKER"):
+    for name in ("STORE", "CATALOG"):
         monkeypatch.delenv(f"KNOWSTORE_{name}", raising=False)
-    for name in ("llm", "retriever", "hypernetwork", "device", "dtype"):
+    for name in ("llm", "retriever", "reranker", "hypernetwork", "device", "dtype"):
         monkeypatch.setenv(f"KNOWSTORE_{name.upper()}", getattr(tiny_models, name))
     Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FACTS), encoding="utf-8")
 
@@ -167,3 +167,27 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}
     run("ingest", "facts.jsonl", "--hypernetwork", "trained")
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
+
+
+def test_a_trained_reranker_orders_passages(run: Run) -> None:
+    rows = [
+        {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
+         "passage": {"title": "Map", "text": f"{fact['text']} It is number {n}."}}
+        for fact in FACTS for n in range(8)
+    ]  # fmt: skip
+    Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    how = ["--data", "qa.jsonl", "--steps", "3", "--batch-size", "2", "--n-negatives", "2", "--seed", "1"]
+    trained = _json(run("train", "reranker", *how, "--output", "trained", "--json"))
+    assert set(trained) == {
+        "output", "steps", "seconds", "loss", "sentence_accuracy", "gold_first", "null_threshold", "temperature",
+        "size_bytes",
+    }  # fmt: skip
+    assert trained["steps"] == 3
+    assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}
+    models = {row["role"]: row for row in _json(run("models", "list", "--reranker", "trained", "--json"))["models"]}
+    assert models["reranker"]["state"] == "ready"
+    assert "on questions kept out" in models["reranker"]["notes"]
+    run("ingest", "facts.jsonl")
+    late = _json(run("ask", "Where is Lyon?", "--explain", "--json"))
+    joint = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "trained"))
+    assert [hit["score"] for hit in joint["hits"]] != [hit["score"] for hit in late["hits"]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig
+from knowstore.encoders import load_base
 from knowstore.errors import (
     ConfigError,
     FilterError,
@@ -23,7 +24,7 @@ from knowstore.errors import (
 from knowstore.experts import FrozenLLM, TokensHypernetwork, load_hypernetwork
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Mode, Passage
-from knowstore.retrieval import relevance
+from knowstore.retrieval import JointConfig, JointModel, JointReranker, relevance
 from knowstore.store import KnowledgeStore
 
 Open = Callable[..., KnowledgeStore]
@@ -98,6 +99,23 @@ def test_temperature_and_top_k_shape_the_weights(store: KnowledgeStore, open_sto
     assert cold[0] > warm[0] > hot[0]
     assert hot == pytest.approx([0.25] * 4, abs=0.01)
     assert all(sum(each) == pytest.approx(1, abs=1e-6) for each in (cold, warm, hot))
+
+
+def test_a_joint_reranker_orders_passages_and_weighs_them_by_its_own_temperature(
+    store: KnowledgeStore, open_store: Open, tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    base = load_base(tiny_retriever_dir)
+    torch.manual_seed(0)
+    config = JointConfig(base.digest, str(tiny_retriever_dir), temperature=4.0)
+    JointReranker(JointModel(base), config).save(tmp_path / "joint")
+    models = replace(tiny_models, reranker=str(tmp_path / "joint"))
+    answer = open_store(models=models, retrieval=RetrievalConfig(temperature=0.5)).ask(ROME)
+    assert [hit.score for hit in answer.hits] != [hit.score for hit in store.ask(ROME).hits]
+    kept = answer.hits[:4]
+    assert [one.weight for one in answer.experts] == pytest.approx(relevance([hit.score for hit in kept], 2.0))
+    for one, hit in zip(answer.experts, kept, strict=True):
+        shares = [one.weight * share for share in relevance(hit.segment_scores, 2.0)]
+        assert list(one.segment_weights) == pytest.approx(shares)
 
 
 def test_below_the_threshold_nothing_is_mounted_and_logits_are_those_of_the_bare_model(

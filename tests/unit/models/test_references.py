@@ -90,12 +90,40 @@ def test_missing_default_package_is_an_error_that_says_how_to_get_it(cache: Path
 
 @pytest.mark.usefixtures("no_packages")
 def test_listing_shows_problems_beside_what_resolves(model: Path, cache: Path) -> None:
-    llm, retriever, reranker, _ = listing({"retriever": str(model)}, cache_dir=cache)
+    llm, retriever, reranker, _ = listing({"retriever": str(model), "reranker": "late"}, cache_dir=cache)
     assert isinstance(llm, UnresolvedModel)
     assert not isinstance(retriever, UnresolvedModel)
     assert retriever.path == model
     assert not isinstance(reranker, UnresolvedModel)
     assert reranker.size_bytes == 0
+
+
+def joint_reranker(folder: Path, **described: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"kind": "joint", **described}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_default_reranker_is_the_shipped_one_where_it_has_weights(
+    model: Path, tmp_path: Path, cache: Path, has_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knowstore.models.references._SHIPPED", tmp_path / "knowstore")
+    if has_weights:
+        joint_reranker(tmp_path / "knowstore" / "weights" / "reranker", base=str(model))
+    late, default = (locate(reference, "reranker", cache_dir=cache) for reference in ("late", "default"))
+    assert (late.name, late.size_bytes, late.origin) == ("late interaction", 0, "shipped")
+    assert default.origin == "shipped"
+    assert (default.path == tmp_path / "knowstore" / "weights" / "reranker") == has_weights
+    assert (default.size_bytes > 0) == has_weights
+
+
+@pytest.mark.usefixtures("no_packages")
+def test_reranker_whose_encoder_is_missing_is_an_error_that_says_how_to_get_it(tmp_path: Path, cache: Path) -> None:
+    folder = joint_reranker(tmp_path / "joint")
+    with pytest.raises(ModelNotFoundError, match=r"encoder 'default', which is missing(?s:.*)models pull.*`late`"):
+        resolve(str(folder), "reranker", cache_dir=cache)
 
 
 def test_default_package_is_found_without_importing_it(cache: Path) -> None:

@@ -43,7 +43,6 @@ def train(tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData, 
     """A function that trains a new hypernetwork into a folder of `tmp_path`."""
     config = load_hypernetwork(tiny_hypernetwork_dir).config
     assert isinstance(config, TokensConfig)
-    encoder = tiny_hypernetwork_dir / "encoder"
 
     def run(
         settings: TrainingConfig,
@@ -52,7 +51,7 @@ def train(tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData, 
         rows: TrainingData = data,
     ) -> TokensHypernetwork:
         torch.manual_seed(0)
-        fresh = TokensHypernetwork(replace(config, trained_steps=0), load_base(encoder))
+        fresh = TokensHypernetwork(replace(config, trained_steps=0), load_base(config.base))
         return train_tokens(fresh, tiny_llm, rows, settings, tmp_path / folder, on_progress=on_progress)
 
     return run

@@ -1,0 +1,390 @@
+"""Contrastive training of the joint reranker by Eq. 8: the sentences that answer against those of hard negatives."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from knowstore.errors import TrainingError
+from knowstore.retrieval.joint import UNREAD, JointConfig, JointModel, JointReranker
+from knowstore.training.data import QuestionRow, TrainingData
+
+Search = Callable[[str], Sequence[int]]
+"""Gives the indices of the passages that a question finds, best first."""
+
+_BUCKET = 16  # batches sorted by length together, so that little is padded
+_KEPT_SHARE = 0.95  # of the gold passages, by the null threshold
+_TEMPERATURES = torch.logspace(-1, 1, 201, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class RerankerTrainingConfig:
+    """How a reranker is trained.
+
+    The run ends after `minutes`, or after `steps` when that is given. Learning rates rise over `warmup` steps and
+    fall linearly over the run. A question comes with its own passage and `n_negatives` of the `n_mined` best
+    passages that a search finds and that do not answer it. `calibration_weight` weighs what makes a score of 0
+    mean as likely relevant as not. `n_held_out` questions, with the passages that they stand in, are
+    kept out to validate, each among `n_candidates` passages.
+    """
+
+    minutes: float = 60.0
+    batch_size: int = 16
+    n_negatives: int = 1
+    n_mined: int = 6
+    encoder_rate: float = 8e-5
+    head_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 50
+    max_gradient_norm: float = 2.0
+    calibration_weight: float = 0.2
+    n_held_out: int = 200
+    n_candidates: int = 6
+    validate_every: int = 300
+    checkpoint_every_s: float = 300.0
+    seed: int = 0
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class RerankerProgress:
+    """One line of the log.
+
+    `loss` is that of Eq. 8, in nats. On the questions kept out: `sentence_accuracy`, how often the best sentence of
+    the gold passage answers, and `gold_first`, how often that passage comes first.
+    """
+
+    step: int
+    seconds: float
+    fraction: float
+    loss: float
+    gradient_norm: float
+    sentence_accuracy: float | None = None
+    gold_first: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Sentence logits (C, S) of a question's candidates, the gold passage first; `gold` (S,) marks what answers."""
+
+    logits: Tensor
+    gold: Tensor
+
+
+def mine(row: QuestionRow, data: TrainingData, search: Search, n: int, kept_out: Collection[int] = ()) -> list[int]:
+    """The first `n` passages that a search finds and that hold none of a question's answers.
+
+    Args:
+        row: the question.
+        search: gives indices of `data.passages`, best first.
+        n: how many at most.
+        kept_out: passages that may not be taken.
+    """
+    answers = [answer.lower() for answer in row.answers]
+    found = dict.fromkeys(index for index in search(row.question) if index != row.passage and index not in kept_out)
+    wrong = [i for i in found if not any(answer in data.passages[i].text.lower() for answer in answers)]
+    return wrong[:n]
+
+
+def train_reranker(
+    model: JointModel,
+    data: TrainingData,
+    search: Search,
+    config: RerankerTrainingConfig,
+    folder: Path,
+    *,
+    base: str = "default",
+    on_progress: Callable[[RerankerProgress], None] | None = None,
+) -> JointReranker:
+    """Train a model by Eq. 8 and calibrate it on questions that are kept out.
+
+    The loss is -log(sum of exp over the gold passage's sentences that hold the answer / sum of exp over all
+    sentences of all candidates), plus softplus(-z) of the gold passage's logit z and softplus(z) of the others'.
+    The encoder's embeddings stay as they are. The folder takes the log (`log.jsonl`) and a checkpoint from which
+    the same call goes on.
+
+    Args:
+        model: the encoder and its head, trained in place.
+        data: questions and their passages.
+        search: finds passages among `data.passages`, from which hard negatives are taken.
+        config: how to train.
+        folder: for log and checkpoint.
+        base: reference of the encoder, for the reranker's config.
+        on_progress: called after every step.
+
+    Raises:
+        TrainingError: fewer questions than a batch, no other passage, a checkpoint of another run, or a loss that
+            is not finite; the last checkpoint stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(model, data, search, config)
+    if len(run.train) < config.batch_size or len(data.passages) < 2:
+        raise TrainingError(
+            f"{len(run.train)} questions on {len(data.passages)} passages to train on, a batch takes "
+            f"{config.batch_size}",
+            kept="nothing was trained", fix="give more questions or a smaller batch",
+        )  # fmt: skip
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in trained.items() if not name.startswith("head.")], "base": config.encoder_rate},
+            {"params": list(model.head.parameters()), "base": config.head_rate},
+        ],
+        weight_decay=config.weight_decay,
+    )
+    checkpoint = folder / "checkpoint"
+    judged: list[Judged] | None = None
+    step, seconds = 0, 0.0
+    if (checkpoint / "run.json").exists():
+        step, seconds = _resume(checkpoint, model, optimizer, config)
+    started, saved_at = time.monotonic() - seconds, time.monotonic()
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log, _plain_attention(model):
+        while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
+            rate = min(1, (step + 1) / config.warmup) * (0.03 + 0.97 * (1 - fraction))
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * rate
+            torch.manual_seed(random.Random(f"{config.seed}/{step}").getrandbits(63))  # of the dropout
+            model.train()
+            contrast, calibration = run.losses(run.batch(step), random.Random(f"{config.seed}/{step}"))
+            loss = contrast + config.calibration_weight * calibration
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"the loss is {loss.item()} at step {step}", kept=f"the last checkpoint in {checkpoint}",
+                    fix="run again with lower learning rates",
+                )  # fmt: skip
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(trained.values(), config.max_gradient_norm).item()
+            optimizer.step()
+            step += 1
+            quality: tuple[float | None, float | None] = (None, None)
+            is_last = _fraction(config, step, time.monotonic() - started) >= 1
+            if run.held_out and (is_last or step % config.validate_every == 0):
+                judged = run.judge()
+                quality = accuracies(judged)
+            elapsed = time.monotonic() - started
+            progress = RerankerProgress(step, elapsed, fraction, contrast.item(), norm, *quality)
+            log.write(json.dumps(asdict(progress)) + "\n")
+            log.flush()
+            if on_progress is not None:
+                on_progress(progress)
+            if time.monotonic() - saved_at >= config.checkpoint_every_s:
+                _checkpoint(checkpoint, model, optimizer, config, step, elapsed)
+                saved_at = time.monotonic()
+        _checkpoint(checkpoint, model, optimizer, config, step, time.monotonic() - started)
+        threshold, temperature = calibrate(run.judge() if judged is None else judged)
+    model.eval()
+    described = JointConfig(model.base.digest, base, model.max_tokens, threshold, temperature, step)
+    return JointReranker(model, described, run.dtype)
+
+
+@torch.no_grad()
+def judge(
+    model: JointModel, data: TrainingData, search: Search, questions: Sequence[int], n_candidates: int = 6
+) -> list[Judged]:
+    """Score questions' gold passages among what a search finds, for `accuracies` and `calibrate`.
+
+    Questions whose answer lies behind the model's `max_tokens` are left out.
+    """
+    config = RerankerTrainingConfig(n_held_out=0, n_mined=n_candidates - 1, n_candidates=n_candidates)
+    run = _Run(model, data, search, config)
+    return run.judge([index for index in questions if run.gold(index)])
+
+
+def accuracies(judged: Sequence[Judged]) -> tuple[float, float]:
+    """How often the gold passage's best sentence answers, and how often that passage comes first."""
+    sentence = [bool(one.gold[one.logits[0].argmax()]) for one in judged]
+    first = [int(torch.logsumexp(one.logits, 1).argmax()) == 0 for one in judged]
+    return sum(sentence) / len(judged), sum(first) / len(judged)
+
+
+def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
+    """The score that 95 % of the gold passages reach, and the temperature under which answers are likeliest.
+
+    What is made likely is the weight that the answering sentences get when all candidates are mounted: the passage's
+    relevance (Eq. 9) times their share within it.
+
+    Returns: null threshold and temperature; None and 1 when nothing was judged.
+    """
+    if not judged:
+        return None, 1.0
+    scores = torch.stack([torch.logsumexp(one.logits[0], 0) for one in judged])
+    threshold = torch.quantile(scores.double(), 1 - _KEPT_SHARE).item()
+    losses = torch.zeros_like(_TEMPERATURES)
+    for one in judged:
+        logits = one.logits.double()
+        passages = torch.logsumexp(logits, 1)[None] / _TEMPERATURES[:, None]  # (K, C)
+        sentences = logits[0][None] / _TEMPERATURES[:, None]  # (K, S)
+        relevance = passages.log_softmax(1)[:, 0]
+        losses -= relevance + torch.logsumexp(sentences.log_softmax(1)[:, one.gold], 1)
+    return threshold, _TEMPERATURES[losses.argmin()].item()
+
+
+class _Run:
+    """What a training run computes on: questions and passages as token ids, and their hard negatives."""
+
+    def __init__(self, model: JointModel, data: TrainingData, search: Search, config: RerankerTrainingConfig) -> None:
+        self.model, self.data, self.search, self.config = model, data, search, config
+        self.questions = model.read_questions([row.question for row in data.questions])
+        self.passages = model.read_passages([(one.title, one.text, one.spans) for one in data.passages])
+        self.dtype = torch.bfloat16
+        self._negatives: dict[int, list[int]] = {}
+        self._epoch, self._batches = -1, list[list[int]]()
+        order = [index for index in range(len(data.questions)) if self.gold(index)]
+        random.Random(config.seed).shuffle(order)
+        self.kept_out: set[int] = set()
+        self.held_out: list[int] = []
+        for index in order:
+            if len(self.held_out) < config.n_held_out and data.questions[index].passage not in self.kept_out:
+                self.kept_out.add(data.questions[index].passage)
+                self.held_out.append(index)
+        self.train = [index for index in order if data.questions[index].passage not in self.kept_out]
+
+    def gold(self, question: int) -> list[int]:
+        """The sentences of the gold passage that hold the answer and are read beside the question."""
+        row = self.data.questions[question]
+        passage = self.data.passages[row.passage]
+        read = self.model.sentences_read(self.questions[question], self.passages[row.passage])
+        return [s for s in sorted(read) if row.answers[0] in passage.text[slice(*passage.spans[s])]]
+
+    def negatives(self, question: int, n: int) -> list[int]:
+        """Hard negatives of a question; only such of a question to train on are out of what is kept out."""
+        if question not in self._negatives:
+            row = self.data.questions[question]
+            kept_out = () if row.passage in self.kept_out else self.kept_out
+            self._negatives[question] = mine(row, self.data, self.search, n, kept_out)
+        return self._negatives[question]
+
+    def batch(self, step: int) -> list[int]:
+        """The questions of a step; an epoch's order depends on the seed alone."""
+        size = self.config.batch_size
+        epoch, position = divmod(step, len(self.train) // size)
+        if epoch != self._epoch:
+            draw = random.Random(f"{self.config.seed}/{epoch}")
+            order = list(self.train)
+            draw.shuffle(order)
+            batches: list[list[int]] = []
+            for first in range(0, len(order), size * _BUCKET):
+                part = sorted(order[first : first + size * _BUCKET], key=self._length)
+                batches += [part[i : i + size] for i in range(0, len(part) - size + 1, size)]
+            draw.shuffle(batches)
+            self._epoch, self._batches = epoch, batches
+        return self._batches[position]
+
+    def losses(self, questions: Sequence[int], draw: random.Random) -> tuple[Tensor, Tensor]:
+        """Eq. 8 of B questions, and what calibrates their passages' logits; means."""
+        n = self.config.n_negatives
+        pairs = []
+        for index in questions:
+            gold = self.data.questions[index].passage
+            candidates = (gold, *self._drawn(index, n, draw))
+            pairs += [(self.questions[index], self.passages[passage]) for passage in candidates]
+        logits = self.model(self.model.batch(pairs), self.dtype)  # (B (1 + n), S)
+        logits = logits.view(len(questions), 1 + n, -1)  # (B, 1 + n, S)
+        is_gold = torch.zeros_like(logits, dtype=torch.bool)
+        for row, index in enumerate(questions):
+            is_gold[row, 0, self.gold(index)] = True
+        answers = torch.logsumexp(logits.masked_fill(~is_gold, UNREAD).flatten(1), 1)
+        contrast = (torch.logsumexp(logits.flatten(1), 1) - answers).mean()
+        passages = torch.logsumexp(logits, 2)  # (B, 1 + n)
+        calibration = softplus(-passages[:, 0]).mean() + softplus(passages[:, 1:]).mean()
+        return contrast, calibration
+
+    @torch.no_grad()
+    def judge(self, questions: Sequence[int] | None = None) -> list[Judged]:
+        """Score the questions that are kept out, or those that are given."""
+        self.model.eval()
+        judged = []
+        for index in self.held_out if questions is None else questions:
+            gold = self.data.questions[index].passage
+            candidates = [gold, *self.negatives(index, self.config.n_candidates - 1)]
+            pairs = [(self.questions[index], self.passages[passage]) for passage in candidates]
+            logits = self.model(self.model.batch(pairs), self.dtype).cpu()  # (C, S)
+            is_gold = torch.zeros(logits.shape[1], dtype=torch.bool)
+            is_gold[self.gold(index)] = True
+            judged.append(Judged(logits, is_gold))
+        return judged
+
+    def _length(self, question: int) -> int:
+        return self.model.n_tokens(self.questions[question], self.passages[self.data.questions[question].passage])
+
+    def _drawn(self, question: int, n: int, draw: random.Random) -> list[int]:
+        """`n` negatives: mined ones, else any other passages that are not kept out."""
+        mined = self.negatives(question, self.config.n_mined)
+        drawn = draw.sample(mined, min(n, len(mined)))
+        gold, n_passages = self.data.questions[question].passage, len(self.data.passages)
+        while len(drawn) < n:
+            other = draw.randrange(n_passages)
+            if other != gold and (other not in self.kept_out or len(self.kept_out) >= n_passages - 1):
+                drawn.append(other)
+        return drawn
+
+
+@contextmanager
+def _plain_attention(model: JointModel) -> Iterator[None]:
+    """Attention as plain products, whose backward is the faster one on a CPU at these lengths."""
+    encoder: Any = model.enc
+    before = encoder.config._attn_implementation
+    encoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        encoder.set_attn_implementation(before)
+
+
+def _fraction(config: RerankerTrainingConfig, step: int, seconds: float) -> float:
+    """How much of the run is behind."""
+    return seconds / (60 * config.minutes) if config.steps is None else step / config.steps
+
+
+def _checkpoint(
+    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig,
+    step: int, seconds: float,
+) -> None:  # fmt: skip
+    """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"weights/{name}": tensor for name, tensor in model.weights().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    name = f"step-{step}.safetensors"
+    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / name)
+    temporary = folder / "run.json.new"
+    described = {"file": name, "step": step, "seconds": seconds, "base": model.base.digest, "config": asdict(config)}
+    temporary.write_text(json.dumps(described), "utf-8")
+    temporary.replace(folder / "run.json")
+    for old in folder.glob("step-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def _resume(
+    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig
+) -> tuple[int, float]:
+    """Take up a checkpoint; gives its step and seconds."""
+    described: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+    if described["config"] != asdict(config) or described["base"] != model.base.digest:
+        raise TrainingError(
+            f"{folder} holds a checkpoint of a run with other settings or another encoder", kept="the checkpoint",
+            fix="train with the settings of that run, or into another folder",
+        )  # fmt: skip
+    tensors = load_file(folder / described["file"])
+    model.set_weights({k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return described["step"], described["seconds"]

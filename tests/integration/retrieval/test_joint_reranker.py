@@ -1,0 +1,246 @@
+"""The joint reranker on a tiny random encoder: its logits, its limits, its files, and whom it reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
+
+from knowstore.encoders import load_base
+from knowstore.errors import ConfigError, RetrievalError
+from knowstore.retrieval import JointConfig, JointModel, JointReranker, LateReranker, RerankItem, load_reranker
+from knowstore.retrieval.joint import UNREAD
+
+QUESTION = "when was rome founded ?"
+TEXT = "rome was founded in 753 bc . it is a city !"
+ITEMS = [
+    RerankItem("rome", TEXT, [(0, 28), (29, len(TEXT))]),
+    RerankItem("", "lyon lies on the rhône .", [(0, 24)]),
+    RerankItem("lyon", "it is a city", []),
+]
+
+
+def new(folder: Path, /, **settings: Any) -> JointReranker:
+    """A reranker with a random head."""
+    encoder = load_base(folder)
+    config = JointConfig(encoder.digest, **settings)
+    torch.manual_seed(0)
+    model = JointModel(encoder, config.max_tokens)
+    return JointReranker(model.eval().requires_grad_(False), config)
+
+
+@pytest.fixture
+def reranker(bert: Path) -> JointReranker:
+    return new(bert)
+
+
+def literal_sentence_logits(reranker: JointReranker, base: Path, item: RerankItem) -> list[float]:
+    """log of the sum over a sentence's tokens of exp(w . h + b), token by token."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    head = f"{item.title}. " if item.title else ""
+    tokens = tokenizer(QUESTION, head + item.text, return_offsets_mapping=True)
+    with torch.inference_mode():
+        states = AutoModel.from_pretrained(base)(
+            **{name: torch.tensor([tokens[name]]) for name in ("input_ids", "token_type_ids", "attention_mask")}
+        ).last_hidden_state[0]
+    w, b = reranker.model.head.weight[0], reranker.model.head.bias[0]
+    logits = []
+    for start, end in item.spans:
+        total = 0.0
+        for position, (first, last) in enumerate(tokens["offset_mapping"]):
+            is_passage = tokens.sequence_ids(0)[position] == 1
+            if is_passage and first >= start + len(head) and last <= end + len(head):
+                total += math.exp(float(states[position] @ w + b))
+        logits.append(math.log(total))
+    return logits
+
+
+def test_sentence_logits_are_those_of_the_equation(reranker: JointReranker, bert: Path) -> None:
+    for item, score in zip(ITEMS[:2], reranker.score(QUESTION, ITEMS)[:2], strict=True):
+        expected = literal_sentence_logits(reranker, bert, item)
+        assert score.segment_scores == pytest.approx(expected, abs=1e-5)
+        assert score.score == pytest.approx(math.log(sum(map(math.exp, expected))), abs=1e-5)
+
+
+def test_passage_without_sentences_scores_as_one_sentence(reranker: JointReranker) -> None:
+    whole = replace(ITEMS[2], spans=[(0, len(ITEMS[2].text))])
+    bare, spanned = reranker.score(QUESTION, [ITEMS[2], whole])
+    assert bare.segment_scores == ()
+    assert bare.score == pytest.approx(spanned.score, abs=1e-5)
+
+
+def test_a_score_does_not_depend_on_what_else_is_scored(reranker: JointReranker) -> None:
+    items = [*ITEMS, RerankItem("", "rome " * 40, [(0, 4), (5, 9)]), RerankItem("", "", [])]
+    together = reranker.score(QUESTION, items)
+    for item, score in zip(items, together, strict=True):
+        [alone] = reranker.score(QUESTION, [item])
+        assert alone.score == pytest.approx(score.score, abs=1e-4)
+        assert alone.segment_scores == pytest.approx(score.segment_scores, abs=1e-4)
+
+
+def test_sentences_behind_the_token_limit_score_low_and_finite(bert: Path) -> None:
+    text = "rome " * 30 + "lyon lies ."
+    reranker = new(bert, max_tokens=20)
+    title_fills_it = RerankItem("rome " * 30, text, [(0, 4), (150, 161)])
+    first, second = reranker.score(QUESTION, [RerankItem("", text, [(0, 149), (150, 161)]), title_fills_it])
+    assert first.segment_scores[1] == UNREAD
+    assert first.score == pytest.approx(first.segment_scores[0])
+    assert second.segment_scores == (UNREAD, UNREAD)
+    assert UNREAD <= second.score < UNREAD + 1
+
+
+def test_odd_questions_and_texts_score_finite(reranker: JointReranker) -> None:
+    assert reranker.score(QUESTION, []) == []
+    odd = ["", "\ud800", "\x00", "漢字" * 500, "rome " * 900]
+    for question in odd:
+        scores = reranker.score(question, [RerankItem(text, text, [(0, len(text))]) for text in odd])
+        assert all(math.isfinite(score.score) for score in scores)
+
+
+def test_bfloat16_scores_are_near_those_of_float32(reranker: JointReranker) -> None:
+    half = JointReranker(reranker.model, reranker.config, torch.bfloat16).score(QUESTION, ITEMS)
+    for one, other in zip(half, reranker.score(QUESTION, ITEMS), strict=True):
+        assert one.score == pytest.approx(other.score, abs=0.1)
+
+
+def test_a_saved_reranker_loads_with_the_same_scores(bert: Path, tmp_path: Path) -> None:
+    reranker = new(bert, null_threshold=-1.5, temperature=1.25, trained_steps=7, notes="for tests")
+    reranker.save(tmp_path, dtype=torch.float32)
+    loaded = JointReranker.load(tmp_path, bert)
+    assert loaded.config == reranker.config
+    assert (loaded.null_threshold, loaded.temperature) == (-1.5, 1.25)
+    assert loaded.score(QUESTION, ITEMS) == reranker.score(QUESTION, ITEMS)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"head.weight", "head.bias", "encoder.layer.0.output.dense.weight"} <= names
+    assert not any("embeddings" in name for name in names)
+    reranker.save(tmp_path)
+    half = JointReranker.load(tmp_path, bert).score(QUESTION, ITEMS)
+    for one, other in zip(half, reranker.score(QUESTION, ITEMS), strict=True):
+        assert one.score == pytest.approx(other.score, abs=0.02)
+
+
+def test_another_encoder_is_one_clear_error(bert: Path, bge: Path, tmp_path: Path) -> None:
+    new(bert).save(tmp_path)
+    with pytest.raises(RetrievalError, match=r"goes with embeddings [0-9a-f]{16}, the encoder in .* has [0-9a-f]{16}"):
+        JointReranker.load(tmp_path, bge)
+    with pytest.raises(ConfigError, match="cannot be read as an encoder"):
+        JointReranker.load(tmp_path, tmp_path / "nothing")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | changes))
+
+
+def change_weights(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    save_file(load_file(folder / "model.safetensors") | {name: tensor}, folder / "model.safetensors")
+
+
+DAMAGES = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "another kind": lambda folder: change_config(folder, kind="tokens"),
+    "an unknown setting": lambda folder: change_config(folder, speed=3),
+    "a temperature of 0": lambda folder: change_config(folder, temperature=0),
+    "a threshold that is no number": lambda folder: change_config(folder, null_threshold="low"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "cut weights": lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"),
+    "weights that are NaN": lambda folder: change_weights(folder, "head.bias", torch.tensor([torch.nan])),
+    "a head of another width": lambda folder: change_weights(folder, "head.weight", torch.zeros(1, 3)),
+    "a layer too many": lambda folder: change_weights(folder, "encoder.layer.9.bias", torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_an_error_that_names_the_folder(damage: str, bert: Path, tmp_path: Path) -> None:
+    new(bert).save(tmp_path)
+    DAMAGES[damage](tmp_path)
+    with pytest.raises(RetrievalError, match=f"{tmp_path} holds no joint reranker that can be read") as caught:
+        JointReranker.load(tmp_path, bert)
+    assert "knowstore train reranker" in caught.value.fix
+
+
+@pytest.fixture
+def many() -> tuple[list[RerankItem], np.ndarray]:
+    """Twelve candidates with vectors, and the question's."""
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(13, 3, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    items = [
+        RerankItem(f"lyon {n}", TEXT, [(0, 28), (29, len(TEXT))], rows[0], rows[1:])
+        for n, rows in enumerate(vectors[1:])
+    ]
+    return items, vectors[0, 0]
+
+
+def test_only_the_best_by_late_interaction_are_read_and_the_others_follow_in_order(
+    reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    cascade = JointReranker(reranker.model, reranker.config, n_read=4)
+    scores = cascade.score(QUESTION, items, vector)
+    late = LateReranker().score(QUESTION, items, vector)
+    order = sorted(range(12), key=lambda index: -late[index].score)
+    read = reranker.score(QUESTION, [items[index] for index in order[:4]])
+    assert [scores[index].score for index in order[:4]] == pytest.approx([score.score for score in read], abs=1e-4)
+    below = [scores[index].score for index in order[4:]]
+    assert below == sorted(below, reverse=True)
+    assert below[0] < min(score.score for score in read)
+    for index in order[4:]:
+        total = math.log(sum(map(math.exp, scores[index].segment_scores)))
+        assert total == pytest.approx(scores[index].score, abs=1e-6)
+        gaps = np.subtract(scores[index].segment_scores, late[index].segment_scores)
+        assert gaps[0] == pytest.approx(gaps[1])
+
+
+def test_all_are_read_without_vectors_or_without_a_limit(
+    reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    everything = JointReranker(reranker.model, reranker.config, n_read=None).score(QUESTION, items, vector)
+    assert reranker.score(QUESTION, items) == everything
+    bare = [replace(item, segment_vectors=None) for item in items]
+    assert reranker.score(QUESTION, bare, vector) == everything
+    assert reranker.score(QUESTION, items, vector) != everything
+
+
+def test_a_folder_of_kind_joint_is_loaded_with_the_encoder_that_it_names(bert: Path, tmp_path: Path) -> None:
+    new(bert, base="some/encoder").save(tmp_path)
+    asked: list[str] = []
+
+    def base(reference: str) -> Path:
+        asked.append(reference)
+        return bert
+
+    for reference in ("default", str(tmp_path)):
+        assert isinstance(load_reranker(reference, tmp_path, base=base), JointReranker)
+    assert asked == ["some/encoder"] * 2
+    assert isinstance(load_reranker("late", tmp_path, base=base), LateReranker)
+    with pytest.raises(RetrievalError, match="needs the encoder that it was trained on, 'some/encoder'"):
+        load_reranker(str(tmp_path), tmp_path)
+
+
+def test_fingerprint_changes_with_weights_and_settings(reranker: JointReranker) -> None:
+    model, config = reranker.model, reranker.config
+    others = [
+        JointReranker(model, config, weights_fingerprint="other"),
+        JointReranker(model, config, n_read=3),
+        JointReranker(model, replace(config, temperature=2.0)),
+    ]
+    assert len({one.fingerprint for one in (reranker, *others)}) == 4
+    assert JointReranker(model, config).fingerprint == reranker.fingerprint
+
+
+def test_an_encoder_without_special_tokens_is_refused(bert: Path) -> None:
+    base = load_base(bert)
+    base.tokenizer.sep_token = None
+    with pytest.raises(ConfigError, match=r"no \[CLS\], \[SEP\] or padding token"):
+        JointModel(base)
