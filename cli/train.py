@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from knowstore.errors import HypernetworkError
+
 from .output import Output, size
 from .registration import command, group
 from .session import Session, given
@@ -39,6 +41,12 @@ def hypernetwork(
     seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
     layer: Annotated[int, typer.Option(help="0-based decoder block that the experts are for.")] = 12,
     max_norm: Annotated[float | None, typer.Option(help="Bound on what experts add at a position.")] = 250.0,
+    pointing_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of the run that trains keys alone, before Eq. 5.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="A trained hypernetwork to go on from; it brings layer and bound.")
+    ] = None,
 ) -> None:
     """Train a `tokens` hypernetwork for an LLM: where answers stand, then Eq. 5.
 
@@ -48,7 +56,7 @@ def hypernetwork(
     import torch
 
     from knowstore.encoders import load_base
-    from knowstore.experts import TokensConfig, TokensHypernetwork, load_llm
+    from knowstore.experts import TokensConfig, TokensHypernetwork, load_hypernetwork, load_llm
     from knowstore.models import choose_device, choose_dtype, resolve
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_tokens
@@ -57,27 +65,43 @@ def hypernetwork(
     session.kept = f"the last checkpoint in {work}"
     rows = load_questions(data, sentence_spans)
     wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions}
-    config = TrainingConfig(**given(**wanted, learning_rate=learning_rate, seed=seed))
+    rates = {"learning_rate": learning_rate, "pointing_share": pointing_share}
+    config = TrainingConfig(**given(**wanted, **rates, seed=seed))
     config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     torch.manual_seed(config.seed)
-    encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
-    base = load_base(encoder.path)
-    sizes = TokensConfig(
-        width=llm.width,
-        layer=layer,
-        encoder_width=base.width,
-        base=str(encoder.path) if encoder.origin == "directory" else models.retriever,
-        base_digest=base.digest,
-        max_norm=max_norm,
-    )
     log = _Log(session.output, config)
-    trained = train_tokens(TokensHypernetwork(sizes, base).to(device), llm, rows, config, work, on_progress=log)
+
+    def encoder_of(reference: str) -> Path:
+        return resolve(reference, "retriever", progress=session.output.progress).path
+
+    if start is not None:
+        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=encoder_of)
+        if not isinstance(network, TokensHypernetwork):
+            raise HypernetworkError(
+                f"{start} is a {network.config.kind} hypernetwork", kept="nothing was trained",
+                fix="go on from one of kind `tokens`",
+            )  # fmt: skip
+        network.set_trainable()
+    else:
+        encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
+        base = load_base(encoder.path)
+        sizes = TokensConfig(
+            width=llm.width,
+            layer=layer,
+            encoder_width=base.width,
+            base=str(encoder.path) if encoder.origin == "directory" else models.retriever,
+            base_digest=base.digest,
+            max_norm=max_norm,
+        )
+        network = TokensHypernetwork(sizes, base).to(device)
+    trained = train_tokens(network, llm, rows, config, work, is_started=start is not None, on_progress=log)
+    steps_before = network.config.trained_steps
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
-    trained.config = replace(trained.config, trained_steps=log.step, notes=notes)
+    trained.config = replace(trained.config, trained_steps=steps_before + log.step, notes=notes)
     trained.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
@@ -167,7 +191,7 @@ def reranker(
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
     base = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
-    model = JointModel(load_base(resolved.path)).to(device)
+    model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
     session.output.progress("encoding passages", 0, len(rows.passages))
     encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
     log = _RerankerLog(session.output, config.minutes, config.steps)

@@ -7,6 +7,7 @@ encoder's directory, and a digest tells whether they are the right ones.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,20 @@ from transformers import AutoModel, AutoTokenizer
 from knowstore.errors import ConfigError
 
 _EMBEDDINGS = "embeddings."
+_LAYER = re.compile(r"\blayer\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class BaseEncoder:
-    """A BERT-like encoder and its fast tokenizer; `digest` (16 hex digits) identifies its embeddings and vocabulary."""
+    """A BERT-like encoder and its fast tokenizer.
+
+    `digest` (16 hex digits) identifies what stays as published: embeddings, vocabulary and the first `n_shared` layers.
+    """
 
     model: nn.Module
     tokenizer: Any
     digest: str
+    n_shared: int = 0
 
     @property
     def width(self) -> int:
@@ -48,8 +54,8 @@ class BaseEncoder:
         return out
 
     def layers(self) -> dict[str, Tensor]:
-        """The tensors that training may change: all but the embeddings."""
-        return {name: t for name, t in self.model.state_dict().items() if not name.startswith(_EMBEDDINGS)}
+        """The tensors that training may change: all but the embeddings and the first `n_shared` layers."""
+        return {name: t for name, t in self.model.state_dict().items() if not _is_shared(name, self.n_shared)}
 
     def set_layers(self, tensors: Mapping[str, Tensor]) -> None:
         """Put trained layers in the place of the published ones.
@@ -66,8 +72,11 @@ class BaseEncoder:
         self.model.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
 
 
-def load_base(path: Path | str) -> BaseEncoder:
+def load_base(path: Path | str, *, n_shared: int | None = 0) -> BaseEncoder:
     """Load a BERT-like encoder in float32 on the CPU; gradients for its layers, none for its embeddings.
+
+    Args:
+        n_shared: how many of the first layers stay as published, too; None for half of them.
 
     Raises:
         ConfigError: the directory holds no such encoder, or its tokenizer gives no character offsets.
@@ -95,13 +104,22 @@ def load_base(path: Path | str) -> BaseEncoder:
         )  # fmt: skip
     if hasattr(model, "pooler"):
         model.pooler = None
-    model.eval().embeddings.requires_grad_(False)
-    return BaseEncoder(model, tokenizer, _digest(model, tokenizer))
+    n_shared = int(model.config.num_hidden_layers) // 2 if n_shared is None else n_shared
+    for name, parameter in model.eval().named_parameters():
+        parameter.requires_grad_(not _is_shared(name, n_shared))
+    return BaseEncoder(model, tokenizer, _digest(model, tokenizer, n_shared), n_shared)
 
 
-def _digest(model: Any, tokenizer: Any) -> str:
+def _is_shared(name: str, n_shared: int) -> bool:
+    layer = _LAYER.search(name)
+    return name.startswith(_EMBEDDINGS) or (layer is not None and int(layer[1]) < n_shared)
+
+
+def _digest(model: Any, tokenizer: Any, n_shared: int) -> str:
     digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for name, tensor in sorted(model.embeddings.state_dict().items()):
-        if tensor.is_floating_point():
-            digest.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point() and _is_shared(name, n_shared):
+            digest.update(
+                name.removeprefix(_EMBEDDINGS).encode() + tensor.detach().float().contiguous().numpy().tobytes()
+            )
     return digest.hexdigest()[:16]

@@ -131,6 +131,11 @@ class TokensHypernetwork(Hypernetwork):
         self.query_up = _normals(((D, R), D**-0.5) for _ in range(n))
         self.query_down = _normals(((R, D), 0.0) for _ in range(n))
 
+    def set_trainable(self) -> None:
+        """Gradients for everything but the published embeddings."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(_EMBEDDINGS))
+
     @property
     def static(self) -> Factors | None:
         return Factors(*self.static_parts)

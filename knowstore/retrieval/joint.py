@@ -38,13 +38,14 @@ Spans = Sequence[tuple[int, int]]
 class JointConfig:
     """What a folder's config.json says beside its `kind`.
 
-    `base` is the reference of the published encoder whose embeddings the weights go with, `base_digest` what
-    identifies those. Question and passage are cut to `max_tokens` together. Scores are divided by `temperature`
-    in Eq. 9; under `null_threshold` no passage is relevant enough.
+    `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
+    `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. Scores are divided by
+    `temperature` in Eq. 9; under `null_threshold` no passage is relevant enough.
     """
 
     base_digest: str
     base: str = "default"
+    n_shared: int = 0
     max_tokens: int = 224
     null_threshold: float | None = None
     temperature: float = 1.0
@@ -52,7 +53,7 @@ class JointConfig:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.null_threshold or 0.0, self.max_tokens)
+        numbers = (self.temperature, self.null_threshold or 0.0, self.max_tokens, self.n_shared)
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) or not (
             self.temperature > 0 and self.max_tokens >= 8
         ):
@@ -257,7 +258,7 @@ class JointReranker:
             ConfigError: no encoder can be read from `base`.
         """
         config = read_config(folder)
-        encoder = load_base(base)
+        encoder = load_base(base, n_shared=config.n_shared)
         if encoder.digest != config.base_digest:
             raise RetrievalError(
                 f"the reranker in {folder} goes with embeddings {config.base_digest}, the encoder in {base} "

@@ -91,11 +91,15 @@ def train_tokens(
     config: TrainingConfig,
     folder: Path,
     *,
+    is_started: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TokensHypernetwork:
     """Train a `tokens` hypernetwork, in place, and return it.
 
     The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on.
+
+    Args:
+        is_started: the hypernetwork was trained before and keeps its statistics of the LLM.
 
     Raises:
         TrainingError: too few questions, a checkpoint of another run, or a loss that is not finite; the last
@@ -110,8 +114,7 @@ def train_tokens(
             kept="nothing was trained", fix="give more questions",
         )  # fmt: skip
     loop = _Loop(run, config, folder / "checkpoint")
-    if not loop.resume():
-        torch.manual_seed(config.seed)
+    if not loop.resume() and not is_started:
         draw = random.Random(config.seed)
         some = [question for passage in train for question in run.by_passage[passage]]
         chosen = draw.sample(some, min(len(some), _START_PROMPTS))
@@ -302,7 +305,7 @@ def _split(run: Run, config: TrainingConfig) -> tuple[list[int], list[int]]:
     random.Random(config.seed).shuffle(order)
     held_out: list[int] = []
     n = 0
-    while order and n < config.n_held_out:
+    while order and (n < config.n_held_out or len(held_out) == 1):  # a passage is compared with another
         held_out.append(order.pop())
         n += len(run.by_passage[held_out[-1]])
     return held_out, order

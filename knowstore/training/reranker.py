@@ -186,7 +186,15 @@ def train_reranker(
         _checkpoint(checkpoint, model, optimizer, config, step, time.monotonic() - started)
         threshold, temperature = calibrate(run.judge() if judged is None else judged)
     model.eval()
-    described = JointConfig(model.base.digest, base, model.max_tokens, threshold, temperature, step)
+    described = JointConfig(
+        base_digest=model.base.digest,
+        base=base,
+        n_shared=model.base.n_shared,
+        max_tokens=model.max_tokens,
+        null_threshold=threshold,
+        temperature=temperature,
+        trained_steps=step,
+    )
     return JointReranker(model, described, run.dtype)
 
 
