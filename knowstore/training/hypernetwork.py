@@ -224,14 +224,18 @@ class _Loop:
 
     def _batch(self, train: Sequence[int]) -> Batch:
         """The next batch; epochs are drawn anew, each from its own seed."""
-        if not self.batches or self.position >= len(self.batches):
-            if self.batches:
-                self.epoch, self.position = self.epoch + 1, 0
-            config = self.config
-            seed = f"{config.seed}/{self.epoch}"
-            self.batches = self.run.batches(train, seed, config.batch_pieces, config.batch_questions)
+        if not self.batches:
+            self._draw_epoch(train)
+        if self.position >= len(self.batches):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._draw_epoch(train)
         self.position += 1
         return self.batches[self.position - 1]
+
+    def _draw_epoch(self, train: Sequence[int]) -> None:
+        config = self.config
+        seed = f"{config.seed}/{self.epoch}"
+        self.batches = self.run.batches(train, seed, config.batch_pieces, config.batch_questions)
 
     @torch.no_grad()
     def _validate(self, held_out: Sequence[int]) -> tuple[float | None, float | None, float]:
