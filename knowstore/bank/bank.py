@@ -34,6 +34,8 @@ _CHUNK = 2_000  # ids in one condition
 _WRITE_BYTES = 64 * 1024 * 1024  # encoded experts in one write
 _READ_ROWS = 64  # rows in memory while the whole bank is read
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
+_MOST_FILES = 128
+_SMALL_FILE_BYTES = 16 * 1024 * 1024
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -217,11 +219,21 @@ class ExpertBank:
         self._cache.drop(ids)
 
     def optimize(self) -> None:
-        """Merge small files and bring the index of ids up to date."""
+        """Bring the index of ids up to date, and merge small files once there are many of them.
+
+        Merging writes every expert again and leaves the old files to older versions, so an edit of a few passages
+        must not cause it.
+        """
         with self._writing() as table:
-            if table.count_rows() >= _ID_INDEX_ROWS and not list(table.list_indices()):
-                table.create_index("id", config=BTree())
-            table.optimize()
+            stats = table.stats()
+            n_files = stats["fragment_stats"]["num_fragments"]
+            if n_files > _MOST_FILES and stats["total_bytes"] < n_files * _SMALL_FILE_BYTES:
+                table.optimize()
+            indices = list(table.list_indices())
+            index = table.index_stats(indices[0].name) if indices else None
+            n_unindexed = stats["num_rows"] if index is None else index.num_unindexed_rows
+            if n_unindexed >= _ID_INDEX_ROWS:
+                table.create_index("id", config=BTree(), replace=True)
 
     def _upsert(self, experts: Iterator[EncodedExpert]) -> int:
         n_written = 0

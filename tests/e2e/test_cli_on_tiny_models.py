@@ -161,7 +161,7 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
         for fact in FACTS for n in range(8)
     ]  # fmt: skip
     Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    how = ["--data", "qa.jsonl", "--minutes", "0.02", "--batch-size", "2", "--layer", "1"]
+    how = ["--data", "qa.jsonl", "--steps", "4", "--batch-questions", "2", "--layer", "1"]
     trained = _json(run("train", "hypernetwork", *how, "--output", "trained", "--json"))
     assert trained["steps"] > 0
     assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}

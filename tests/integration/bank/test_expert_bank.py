@@ -209,3 +209,31 @@ def test_encoded_experts_move_to_another_bank_unchanged(bank: ExpertBank, tmp_pa
     with pytest.raises(FingerprintError):
         other.add_encoded([replace(encoded[0], fingerprint="foreign")], batch_id=9)
     assert len(list(bank.iter_encoded())) == 5
+
+
+def test_a_small_edit_leaves_the_files_of_the_bank_alone(
+    bank: ExpertBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.lance") if file.is_file()}
+
+    bank.add([_expert("first", 1)], "float16", batch_id=1)
+    bank.optimize()
+    before = files()
+    bank.add([_expert("second", 2)], "float16", batch_id=2)
+    bank.optimize()
+    after = files()
+    assert len(after) == len(before) + 1
+    assert before.items() <= after.items()
+    monkeypatch.setattr("knowstore.bank.bank._MOST_FILES", 1)
+    bank.optimize()
+    assert len(files()) == len(after) + 1
+    assert set(bank.get(["first", "second"])) == {"first", "second"}
+
+
+def test_a_bank_with_many_ids_keeps_an_index_of_them(bank: ExpertBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("knowstore.bank.bank._ID_INDEX_ROWS", 3)
+    for batch in range(3):
+        bank.add([_expert(f"passage-{batch}-{i}", i) for i in range(2)], "float16", batch_id=batch)
+        bank.optimize()
+    assert list(bank.get(["passage-2-1", "passage-0-0"])) == ["passage-2-1", "passage-0-0"]
