@@ -225,7 +225,7 @@ class ExpertBank:
         must not cause it.
         """
         with self._writing() as table:
-            stats = table.stats()
+            stats: Any = table.stats()  # a dict, whatever its annotation says
             n_files = stats["fragment_stats"]["num_fragments"]
             if n_files > _MOST_FILES and stats["total_bytes"] < n_files * _SMALL_FILE_BYTES:
                 table.optimize()
