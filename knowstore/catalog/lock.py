@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from knowstore.catalog.database import Database
 from knowstore.errors import CatalogError, StoreLockedError
@@ -82,6 +83,8 @@ def _advisory_lock(database: Database, timeout_s: float) -> Iterator[None]:
                 time.sleep(_POLL_S)
         yield
     finally:
+        with suppress(DBAPIError):  # a lost connection has lost the lock as well
+            connection.execute(text(_UNLOCK))  # the server ends a closed session a while later: free the lock now
         connection.close()
 
 
@@ -96,6 +99,7 @@ def _session_settings() -> dict[str, str]:
 
 
 _TRY_LOCK = f"SELECT pg_try_advisory_lock({_ADVISORY_CLASS}, hashtext(coalesce(current_schema(), '')))"
+_UNLOCK = "SELECT pg_advisory_unlock_all()"
 _HOLDER = f"""
     SELECT a.application_name, a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST({_ADVISORY_CLASS} AS oid)
