@@ -80,11 +80,12 @@ def hypernetwork(
 
     if start is not None:
         network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=encoder_of)
-        if not isinstance(network, TokensHypernetwork):
+        if not isinstance(network, TokensHypernetwork) or network.config.width != llm.width:
             raise HypernetworkError(
-                f"{start} is a {network.config.kind} hypernetwork", kept="nothing was trained",
-                fix="go on from one of kind `tokens`",
-            )  # fmt: skip
+                f"{start} is a {network.config.kind} hypernetwork for a model of width {network.config.width}",
+                kept="nothing was trained",
+                fix=f"go on from one of kind `tokens` for a model of width {llm.width}",
+            )
         network.set_trainable()
     else:
         encoder = resolve(models.retriever, "retriever", progress=session.output.progress)

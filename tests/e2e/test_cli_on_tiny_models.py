@@ -165,6 +165,9 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     trained = _json(run("train", "hypernetwork", *how, "--output", "trained", "--json"))
     assert trained["steps"] > 0
     assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}
+    further = _json(run("train", "hypernetwork", *how, "--from", "trained", "--output", "further", "--json"))
+    assert further["steps"] == 4
+    assert json.loads(Path("further/config.json").read_text("utf-8"))["trained_steps"] == 8
     run("ingest", "facts.jsonl", "--hypernetwork", "trained")
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
 
