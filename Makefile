@@ -29,8 +29,9 @@ lint: $(VENV)/.tests ## Check format, style and types
 	@$(BIN)/mypy
 
 weights: $(VENV)/.runs ## Train the shipped hypernetwork and reranker from the files in DATA, into build/weights: hours
-	@$(BIN)/knowstore train hypernetwork $(TRAINING) --minutes 75 --output build/weights/tokens
-	@$(BIN)/knowstore train reranker $(TRAINING) --minutes 15 --output build/weights/reranker
+	@$(BIN)/knowstore train reranker $(TRAINING) --minutes 22 --output build/weights/reranker
+	@$(BIN)/knowstore --reranker build/weights/reranker \
+		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/tokens
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowstore.config import Index, Search, Where
+from knowstore.config import Grain, Index, Search, Where
 from knowstore.errors import KnowledgeStoreError
 from knowstore.records import Mode
 
@@ -31,6 +31,7 @@ def ask(
         float | None, typer.Option(help="Mount nothing when no passage scores at least this.")
     ] = None,
     no_null: Annotated[bool, typer.Option("--no-null", help="Always mount the best passages.")] = False,
+    grain: Annotated[Grain | None, typer.Option(help="What of a passage is weighed by itself.")] = None,
     search: Annotated[Search | None, typer.Option(help="How passages are proposed.")] = None,
     index: Annotated[Index | None, typer.Option(help="What the vectors are searched with.")] = None,
     source: Annotated[str | None, typer.Option(help="Only passages of this source; PREFIX* is a prefix.")] = None,
@@ -56,7 +57,7 @@ def ask(
         raise typer.BadParameter("cannot be given together with --null-threshold", param_hint="--no-null")
     retrieval = given(
         top_k=top_k, n_candidates=candidates, temperature=temperature, search=search, index=index,
-        null_threshold=null_threshold,
+        null_threshold=null_threshold, grain=grain,
     )  # fmt: skip
     if no_null:
         retrieval["null_threshold"] = None
@@ -111,7 +112,7 @@ def _provenance(answer: Answer) -> str:
 def record(answer: Answer, *, explain: bool = False) -> dict[str, Any]:
     """An answer as `--json` writes it."""
     names = ["passage_id", "weight", "score", "batch_id", "source", "title"]
-    names += ["text", "segment_weights"] if explain else []
+    names += ["text", "segment_weights", "word_weights"] if explain else []
     shown: dict[str, Any] = {
         "question": answer.question,
         "answer": answer.text,

@@ -50,14 +50,16 @@ def hypernetwork(
 ) -> None:
     """Train a `tokens` hypernetwork for an LLM: where answers stand, then Eq. 5.
 
-    Its encoder starts from the retriever's. The same command goes on from the last checkpoint of a run that was
-    cut off. Use the result with `knowstore --hypernetwork FOLDER`.
+    Its encoder starts from the retriever's. Experts are weighed by the reranker, where that reads passages without
+    their vectors. The same command goes on from the last checkpoint of a run that was cut off. Use the result
+    with `knowstore --hypernetwork FOLDER`.
     """
     import torch
 
     from knowstore.encoders import load_base
     from knowstore.experts import TokensConfig, TokensHypernetwork, load_hypernetwork, load_llm
     from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.retrieval import JointReranker, load_reranker
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_tokens
 
@@ -99,7 +101,12 @@ def hypernetwork(
             max_norm=max_norm,
         )
         network = TokensHypernetwork(sizes, base).to(device)
-    trained = train_tokens(network, llm, rows, config, work, is_started=start is not None, on_progress=log)
+    found = resolve(models.reranker, "reranker", progress=session.output.progress).path
+    reranker = load_reranker(models.reranker, found, device, llm.dtype, base=encoder_of)
+    trained = train_tokens(
+        network, llm, rows, config, work, is_started=start is not None, on_progress=log,
+        reranker=reranker if isinstance(reranker, JointReranker) else None,
+    )  # fmt: skip
     steps_before = network.config.trained_steps
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, trained_steps=steps_before + log.step, notes=notes)

@@ -18,10 +18,10 @@ from knowstore.errors import MountError
 from knowstore.passages import Candidate, FaissIndex, PassageTable
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Hit, Mode, MountedExpert
-from knowstore.retrieval import RerankItem, relevance
+from knowstore.retrieval import RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM
+    from knowstore.experts import Expert, Experts, FrozenLLM, Mountable
 
 Vector = npt.NDArray[np.float32]
 
@@ -65,9 +65,12 @@ class Reader:
             ]
             scores = self.models.reranker.score(question, items, vector) if items else []
         hits = [
-            Hit(c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, s.segment_scores)
+            Hit(
+                c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, tuple(c.segments),
+                s.segment_scores, s.word_scores,
+            )
             for c, s in zip(candidates, scores, strict=True)
-        ]
+        ]  # fmt: skip
         return sorted(hits, key=lambda hit: (-hit.score, hit.passage_id))
 
     def _search(self, question: str, vector: Vector, filters: Filters | None) -> list[Candidate]:
@@ -83,7 +86,7 @@ class Reader:
         return self.table.search_hybrid(vector, question, n, at=at, filters=filters)
 
     def weigh(self, hits: Sequence[Hit]) -> list[MountedExpert]:
-        """Eq. 9 over the best `top_k` hits, and within each over its segments; empty when the null option wins."""
+        """Eq. 9 over the best `top_k` hits, in each over its sentences and words; empty when the null option won."""
         kept = hits[: self.retrieval.top_k]
         threshold = self.retrieval.null_threshold
         if threshold == "auto":
@@ -92,22 +95,31 @@ class Reader:
             return []
         temperature = self.retrieval.temperature * self.models.reranker.temperature
         weights = relevance([hit.score for hit in kept], temperature)
+        are_words = self.retrieval.grain == "words"
         return [
             MountedExpert(
-                hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text,
+                hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text, hit.segments,
                 tuple(weight * share for share in relevance(hit.segment_scores, temperature)),
+                word_relevance(hit.word_scores, weight, self.retrieval.temperature) if are_words else (),
             )
             for hit, weight in zip(kept, weights, strict=True)
         ]  # fmt: skip
 
-    def mountable(self, mounted: Sequence[MountedExpert]) -> list[tuple[Expert, float, Sequence[float] | None]]:
+    def mountable(self, mounted: Sequence[MountedExpert]) -> list[Mountable]:
         """The experts behind `mounted` with their weights, from the bank."""
         stored = self.bank.get([one.passage_id for one in mounted])
         experts = self.models.mountable([stored[one.passage_id] for one in mounted])
         return [
-            (expert, one.weight, _shares(expert, one.segment_weights))
+            (expert, one.weight, self._neuron_weights(expert, one))
             for expert, one in zip(experts, mounted, strict=True)
         ]
+
+    def _neuron_weights(self, expert: Expert, one: MountedExpert) -> list[float] | None:
+        if self.retrieval.grain == "passages":
+            return None
+        return self.models.neuron_weights(
+            expert, (one.title, one.text, one.segments), one.segment_weights, one.word_weights
+        )
 
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
         """The experts of B questions, ready to be mounted."""
@@ -159,13 +171,6 @@ class Reader:
             )
             for question, one, mounted, hits in zip(questions, generated, all_mounted, all_hits, strict=True)
         ]  # fmt: skip
-
-
-def _shares(expert: Expert, segment_weights: Sequence[float]) -> Sequence[float] | None:
-    """Segment weights for an expert that has segments; None weighs the whole expert."""
-    if len(expert.segment_ranks) < 2 or not segment_weights:
-        return None
-    return segment_weights
 
 
 @contextmanager

@@ -175,6 +175,34 @@ class LoadedModels:
             next(made) if one.form == "latent" else Expert(one.form, tensors(one), one.segment_ranks) for one in stored
         ]
 
+    def neuron_weights(
+        self,
+        expert: Expert,
+        passage: tuple[str, str, Sequence[tuple[int, int]]],
+        segments: Sequence[float],
+        words: Sequence[tuple[int, int, float]],
+    ) -> list[float] | None:
+        """What each neuron of a passage's expert weighs, at the finest grain that there is.
+
+        Args:
+            expert: the passage's.
+            passage: title, text, and the characters of its sentences.
+            segments: weights of its sentences.
+            words: (first character, last character, weight) of its word pieces, or none.
+
+        Returns: one weight a neuron, or None to weigh the expert as a whole.
+        """
+        from knowstore.experts import PassageInput, segment_weights, word_weights
+
+        if words:
+            title, text, spans = passage
+            places = self.hypernetwork.neuron_spans(self.llm, PassageInput(title, text, tuple(spans)))
+            if places is not None and len(places) == expert.rank:
+                return word_weights(places, words)
+        if len(expert.segment_ranks) < 2 or len(segments) != len(expert.segment_ranks):
+            return None
+        return segment_weights(expert, segments)
+
     def check_store(self, recorded: object) -> None:
         """Refuse models that are not those that a store's rows were made with.
 

@@ -11,6 +11,7 @@ Codec = Literal["float32", "float16", "int8", "latent"]
 Search = Literal["vector", "text", "hybrid"]
 Index = Literal["lance", "faiss"]
 Where = Literal["all", "question"]
+Grain = Literal["words", "sentences", "passages"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -78,6 +79,9 @@ class RetrievalConfig:
     relevance (Eq. 9). When no kept passage
     scores at least `null_threshold`, nothing is mounted: `auto` takes the
     reranker's own threshold where it has one, None switches the null option off.
+
+    `grain` says what has a relevance of its own within a passage: `words` where reranker and hypernetwork tell them
+    apart, else `sentences`; `passages` is the paper's Eq. 9.
     """
 
     n_candidates: int = 20
@@ -86,10 +90,12 @@ class RetrievalConfig:
     null_threshold: float | Literal["auto"] | None = "auto"
     search: Search = "hybrid"
     index: Index = "lance"
+    grain: Grain = "sentences"
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
         _check_choice("index", self.index, Index)
+        _check_choice("grain", self.grain, Grain)
         _check(1 <= self.top_k <= self.n_candidates, f"top_k is {self.top_k} with n_candidates {self.n_candidates}",
                "use 1 <= top_k <= n_candidates")  # fmt: skip
         _check(self.temperature > 0, f"temperature is {self.temperature}", "use a temperature above 0")

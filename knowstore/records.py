@@ -105,7 +105,9 @@ class StoredPassage:
 @dataclass(frozen=True)
 class Hit:
     """A retrieved passage; `retrieval_score` is the inner product of Eq. 7 (or the fused score of
-    hybrid search), `score` the reranker's, `segment_scores` the reranker's for each segment."""
+    hybrid search), `score` the reranker's, `segments` the characters of its sentences and
+    `segment_scores` their scores, `word_scores` (first character, last character, score) for each
+    word piece, from a reranker that gives them."""
 
     passage_id: str
     title: str
@@ -115,12 +117,19 @@ class Hit:
     batch_id: int
     retrieval_score: float
     score: float = 0.0
+    segments: tuple[tuple[int, int], ...] = ()
     segment_scores: tuple[float, ...] = ()
+    word_scores: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class MountedExpert:
-    """An expert behind an answer; weights of one answer sum to 1 (Eq. 9)."""
+    """An expert behind an answer; weights of one answer sum to 1 (Eq. 9).
+
+    `segment_weights` share the weight among the passage's sentences, whose characters are
+    `segments`. `word_weights` are (first character, last character, weight) of its word pieces, the
+    likeliest one having the passage's weight; empty when the expert was mounted at a coarser grain.
+    """
 
     passage_id: str
     weight: float
@@ -129,7 +138,9 @@ class MountedExpert:
     source: str
     title: str
     text: str
+    segments: tuple[tuple[int, int], ...] = ()
     segment_weights: tuple[float, ...] = ()
+    word_weights: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True)

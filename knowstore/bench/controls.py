@@ -11,20 +11,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.config import GenerationConfig, ModelConfig
+from knowstore.config import GenerationConfig, Grain, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Passage
-from knowstore.retrieval import RerankItem, relevance
+from knowstore.retrieval import RerankItem, relevance, word_relevance
 from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts
+    from knowstore.experts import Expert, Experts, Mountable
 
 _BATCH = 20
 
@@ -56,9 +56,9 @@ def run_controls(
 ) -> dict[str, object]:
     """Ask the questions of QA files under each control, greedily, and score the answers.
 
-    Methods: the hypernetwork's kind with its sentences weighed by the reranker, as served; the same with the
-    sentence that holds the answer known, `KIND, sentence known`, on the questions that have one; and `rag`, the
-    passage in the prompt and no expert.
+    Methods: the hypernetwork's kind with its words weighed by the reranker, as served; `KIND, sentences` and `KIND,
+    passages`, weighed at those coarser grains; `KIND, sentence known`, with the sentence that holds the answer
+    known, on the questions that have one; and `rag`, the passage in the prompt and no expert.
 
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
@@ -114,6 +114,7 @@ class _Bench:
         self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
+        self.grains: dict[str, Grain | Literal["known"]] = {}
 
     def _generate(self) -> list[Expert]:
         from knowstore.experts import PassageInput
@@ -134,11 +135,13 @@ class _Bench:
             ("rag", "gold", everything, list(everything), False),
             ("rag", "shuffled", everything, [self.others[i] for i in everything], False),
             (kind, "static", everything, None, True),
-            (kind, "shuffled", everything, [self.others[i] for i in everything], False),
-            (kind, "gold", everything, list(everything), False),
-            (f"{kind}, sentence known", "shuffled", known, [self.others[i] for i in known], False),
-            (f"{kind}, sentence known", "gold", known, list(known), False),
         ]
+        self.grains = {kind: "words", f"{kind}, sentences": "sentences", f"{kind}, passages": "passages"}
+        self.grains[f"{kind}, sentence known"] = "known"
+        for method, grain in self.grains.items():
+            asked = known if grain == "known" else everything
+            runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))
+            runs.append((method, "gold", asked, list(asked), False))
         out = []
         for step, (method, control, indices, passages, is_static) in enumerate(runs):
             if self.on_progress is not None:
@@ -166,7 +169,7 @@ class _Bench:
             elif method == "rag" and chosen is not None:
                 before = [self._passage_prompt(index) for index in chosen if index is not None]
             elif chosen is not None:
-                experts = self._mounted(part, [index for index in chosen if index is not None], "known" in method)
+                experts = self._mounted(part, [index for index in chosen if index is not None], method)
             prompts = [Prompt(b, question_prompt(self.cases[i].question)) for b, i in zip(before, part, strict=True)]
             generated = generate(llm, prompts, experts, network.config.layer, self.generation)
             texts += [one.text for one in generated]
@@ -176,15 +179,14 @@ class _Bench:
         passage = self.cases[index].passage
         return passages_prompt([(passage.title, passage.text)])
 
-    def _mounted(self, questions: list[int], passages: list[int], is_known: bool) -> Experts:
+    def _mounted(self, questions: list[int], passages: list[int], method: str) -> Experts:
         from knowstore.experts import combine
 
         llm, network = self.models.llm, self.models.hypernetwork
-        mounted: list[list[tuple[Expert, float, Sequence[float] | None]]] = []
+        mounted: list[list[Mountable]] = []
         for question, passage in zip(questions, passages, strict=True):
-            expert = self.experts[passage]
-            shares = self._sentence_known(passage) if is_known else self._reranked(question, passage)
-            mounted.append([(expert, 1.0, shares if len(expert.segment_ranks) > 1 else None)])
+            neurons = self._weights(question, passage, self.grains[method])
+            mounted.append([(self.experts[passage], 1.0, neurons)])
         return combine(
             mounted,
             device=llm.device,
@@ -194,16 +196,22 @@ class _Bench:
             max_norm=network.config.max_norm,
         )
 
-    def _sentence_known(self, passage: int) -> list[float]:
-        gold = self.cases[passage].gold_segment
-        return [float(position == (gold or 0)) for position in range(len(self.cases[passage].spans))]
-
-    def _reranked(self, question: int, passage: int) -> list[float]:
-        case = self.cases[passage]
-        vector, segment_vectors = self.vectors[passage]
-        item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
-        score = self.models.reranker.score(self.cases[question].question, [item], self.questions[question])[0]
-        return relevance(score.segment_scores, self.models.reranker.temperature)
+    def _weights(self, question: int, passage: int, grain: Grain | Literal["known"]) -> list[float] | None:
+        """The weight of each neuron of a passage's expert, as the reranker gives it or with the sentence known."""
+        case, expert = self.cases[passage], self.experts[passage]
+        words: tuple[tuple[int, int, float], ...] = ()
+        if grain == "passages":
+            return None
+        if grain == "known":
+            segments = [float(position == (case.gold_segment or 0)) for position in range(len(case.spans))]
+        else:
+            vector, segment_vectors = self.vectors[passage]
+            item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
+            reranker = self.models.reranker
+            score = reranker.score(self.cases[question].question, [item], self.questions[question])[0]
+            segments = relevance(score.segment_scores, reranker.temperature)
+            words = word_relevance(score.word_scores, 1.0) if grain == "words" else ()
+        return self.models.neuron_weights(expert, (case.passage.title, case.passage.text, case.spans), segments, words)
 
     def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
         em = [exact_match(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]

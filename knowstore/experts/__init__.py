@@ -1,6 +1,16 @@
 """Hypernetworks, the experts that they generate, and mounting these on a frozen LLM."""
 
-from knowstore.experts.expert import Expert, Experts, Factors, QueryExperts, combine, expert_output
+from knowstore.experts.expert import (
+    Expert,
+    Experts,
+    Factors,
+    Mountable,
+    QueryExperts,
+    combine,
+    expert_output,
+    segment_weights,
+    word_weights,
+)
 from knowstore.experts.generation import Generated, Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
@@ -16,6 +26,7 @@ __all__ = [
     "Generated",
     "Hypernetwork",
     "Latent",
+    "Mountable",
     "PassageInput",
     "PooledConfig",
     "PooledHypernetwork",
@@ -29,4 +40,6 @@ __all__ = [
     "load_hypernetwork",
     "load_llm",
     "mount",
+    "segment_weights",
+    "word_weights",
 ]

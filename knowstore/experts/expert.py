@@ -215,17 +215,46 @@ def query_output(index: int, experts: Experts, x: Tensor) -> Tensor:
     return out if experts.is_on is None else out * experts.is_on
 
 
-def _segment_weights(expert: Expert, weight: float, segments: Sequence[float] | None) -> Tensor:
-    """One weight per neuron, (R,): the passage's relevance, or its segments' shares of it."""
-    if segments is None:
+Mountable = tuple[Expert, float, Sequence[float] | None]
+"""An expert, its relevance r_k, and the weights of its R neurons, or None to give each r_k."""
+
+
+def segment_weights(expert: Expert, weights: Sequence[float]) -> list[float]:
+    """The weights of an expert's neurons, each that of its segment.
+
+    Raises:
+        ExpertShapeError: another number of weights than segments.
+    """
+    if len(weights) != len(expert.segment_ranks):
+        raise _shape_error(f"{len(weights)} segment weights for an expert of {len(expert.segment_ranks)} segments")
+    return [weight for weight, rank in zip(weights, expert.segment_ranks, strict=True) for _ in range(rank)]
+
+
+def word_weights(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, int, float]]) -> list[float]:
+    """The weights of neurons that stand for the characters `spans`: the largest weight of a word piece among them.
+
+    Args:
+        spans: (first character, last character) in the passage's text, of each neuron.
+        words: (first character, last character, weight) of word pieces; characters of none weigh 0.
+    """
+    characters = [0.0] * max((last for _, last in spans), default=0)
+    for first, last, weight in words:
+        for place in range(max(first, 0), min(last, len(characters))):
+            characters[place] = max(characters[place], weight)
+    return [max(characters[first:last], default=0.0) for first, last in spans]
+
+
+def _neuron_weights(expert: Expert, weight: float, neurons: Sequence[float] | None) -> Tensor:
+    """One weight per neuron, (R,)."""
+    if neurons is None:
         return torch.full((expert.rank,), float(weight))
-    if len(segments) != len(expert.segment_ranks):
-        raise _shape_error(f"{len(segments)} segment weights for an expert of {len(expert.segment_ranks)} segments")
-    return torch.tensor(segments, dtype=torch.float32).repeat_interleave(torch.tensor(expert.segment_ranks))
+    if len(neurons) != expert.rank:
+        raise _shape_error(f"{len(neurons)} neuron weights for an expert of rank {expert.rank}")
+    return torch.tensor(neurons, dtype=torch.float32)
 
 
 def combine(
-    questions: Sequence[Sequence[tuple[Expert, float, Sequence[float] | None]]],
+    questions: Sequence[Sequence[Mountable]],
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -236,15 +265,15 @@ def combine(
     """Put the experts of B questions side by side, so that one fused product serves them all (Eq. 6).
 
     Args:
-        questions: for each question its experts, each with its relevance r_k and, to weigh its segments
-            one by one, a weight for each segment (their sum then stands for r_k). An empty list mounts
-            nothing for that question, not even the static expert.
+        questions: for each question its experts, each with its relevance r_k or, in its place, a weight for each
+            of its neurons (see `segment_weights`, `word_weights`). An empty list mounts nothing for that
+            question, not even the static expert.
         static, query: mounted with weight 1 for every question that has experts.
         max_norm: see `Experts`.
 
     Raises:
-        ExpertShapeError: experts of several forms or widths, factors of several ranks, or segment
-            weights for factors.
+        ExpertShapeError: experts of several forms or widths, factors of several ranks, or neuron
+            weights for factors or of another number than the neurons.
     """
     flat = [item for question in questions for item in question]
     forms = {expert.form for expert, _, _ in flat}
@@ -274,7 +303,7 @@ def combine(
     for question in questions:
         up = torch.cat([torch.zeros(width, 0), *(e.tensors["up"].float() for e, _, _ in question)], 1)
         down = torch.cat([torch.zeros(0, width), *(e.tensors["down"].float() for e, _, _ in question)], 0)
-        weight = torch.cat([torch.zeros(0), *(_segment_weights(*item) for item in question)])
+        weight = torch.cat([torch.zeros(0), *(_neuron_weights(*item) for item in question)])
         missing = n - up.shape[1]
         ups.append(pad(up, (0, missing)))
         downs.append(pad(down, (0, 0, 0, missing)))
@@ -291,7 +320,7 @@ def combine(
 
 
 def _combine_factors(
-    questions: Sequence[Sequence[tuple[Expert, float, Sequence[float] | None]]],
+    questions: Sequence[Sequence[Mountable]],
 ) -> tuple[Factors, Tensor]:
     experts = [expert for question in questions for expert, _, _ in question]
     if len({expert.rank for expert in experts}) > 1:
@@ -309,8 +338,8 @@ def _combine_factors(
     }
     weights = torch.zeros(len(questions), k)
     for b, question in enumerate(questions):
-        for position, (_, weight, segments) in enumerate(question):
-            if segments is not None and len(segments) != 1:
-                raise _shape_error(f"{len(segments)} segment weights for factors, which have one segment")
-            weights[b, position] = weight if segments is None else segments[0]
+        for position, (_, weight, neurons) in enumerate(question):
+            if neurons is not None:
+                raise _shape_error("neuron weights for factors, which are weighed as a whole")
+            weights[b, position] = weight
     return Factors(parts["up1"], parts["up2"], parts["dw1"], parts["dw2"]), weights

@@ -95,6 +95,11 @@ class Hypernetwork(nn.Module, ABC):
     def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
         """The last map: the expert is a linear function of the latent; float32 on the CPU."""
 
+    def neuron_spans(self, llm: FrozenLLM, passage: PassageInput) -> list[tuple[int, int]] | None:
+        """The characters of the passage's text that each neuron of its expert stands for; None for a kind whose
+        neurons stand for the passage as a whole."""
+        return None
+
     def generate(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> list[Expert]:
         """The experts of a batch of passages, in order."""
         return self.materialise(llm, self.encode(llm, passages))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -67,12 +68,14 @@ class TokensConfig(HypernetworkConfig):
 @dataclass(frozen=True)
 class Tokenised:
     """A passage in the LLM's tokens: `ids` (T,) of title and sentences, `spans` the tokens of each sentence (empty
-    past the limit), and `pieces` (T,) the position of each token's end among the encoder's `piece_ids`."""
+    past the limit), `pieces` (T,) the position of each token's end among the encoder's `piece_ids`, and `places` the
+    characters of each sentence's token in the passage's text."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     piece_ids: list[int]
     pieces: list[int]
+    places: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,27 @@ class TokensHypernetwork(Hypernetwork):
 
     def tokenise(self, llm: FrozenLLM, passage: PassageInput) -> Tokenised:
         """Token ids of title and sentences, and where each token ends among the encoder's word pieces."""
+        text, ids, ends, spans, places = self._read(llm, passage)
+        encoded = self.base.tokenizer(
+            text.encode("utf-8", "replace").decode(), truncation=True, max_length=self.base.max_tokens,
+            return_offsets_mapping=True, split_special_tokens=True,
+        )  # fmt: skip
+        return Tokenised(ids, spans, encoded["input_ids"], _pieces(ends, encoded["offset_mapping"]), places)
+
+    def neuron_spans(self, llm: FrozenLLM, passage: PassageInput) -> list[tuple[int, int]]:
+        return self._read(llm, passage)[-1]
+
+    def _read(
+        self, llm: FrozenLLM, passage: PassageInput
+    ) -> tuple[str, list[int], list[int], list[tuple[int, int]], list[tuple[int, int]]]:
+        """What is read of a passage, its tokens and where each ends in it, and `spans` and `places`."""
         limit = self.config.max_tokens
         head = f"{passage.title}." if passage.title else ""
         ids, ends = llm.prompt_ids_and_ends(head)
         ids, ends = ids[: limit // 2], ends[: limit // 2]
-        spans, text = [], head
+        spans: list[tuple[int, int]] = []
+        places: list[tuple[int, int]] = []
+        text = head
         for first, last in passage.spans:
             sentence = " " + passage.text[first:last]
             new, new_ends = llm.prompt_ids_and_ends(sentence)
@@ -162,12 +181,10 @@ class TokensHypernetwork(Hypernetwork):
             spans.append((len(ids), len(ids) + len(new)))
             ids += new
             ends += [len(text) + end for end in new_ends[: len(new)]]
+            within = [max(first, first - 1 + end) for end in (0, *new_ends[: len(new)])]
+            places += pairwise(within)
             text += sentence
-        encoded = self.base.tokenizer(
-            text.encode("utf-8", "replace").decode(), truncation=True, max_length=self.base.max_tokens,
-            return_offsets_mapping=True, split_special_tokens=True,
-        )  # fmt: skip
-        return Tokenised(ids, spans, encoded["input_ids"], _pieces(ends, encoded["offset_mapping"]))
+        return text, ids, ends, spans, places
 
     def codes(self, passages: Sequence[Tokenised]) -> Tensor:
         """What the encoder makes of each token in its passage: (B, T, C)."""

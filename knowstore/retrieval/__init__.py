@@ -5,7 +5,7 @@ from knowstore.retrieval.flag import FlagReranker
 from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker
 from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.loading import load_reranker
-from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance
+from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance, word_relevance
 from knowstore.retrieval.retriever import Retriever
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "Retriever",
     "load_reranker",
     "relevance",
+    "word_relevance",
 ]

@@ -67,23 +67,27 @@ class JointConfig:
 
 @dataclass(frozen=True)
 class PassageTokens:
-    """Token ids of `title. text`, and for each the sentence it stands in, or -1."""
+    """Token ids of `title. text`, for each the sentence it stands in, or -1, and its characters in `text` (negative
+    ones in the title)."""
 
     ids: tuple[int, ...]
     sentences: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     """`[CLS] question [SEP] title. text [SEP]` of B pairs, each tensor (B, T).
 
-    `types` is 1 from the title on, `mask` 0 at padding, `sentences` -1 at what is in no sentence.
+    `types` is 1 from the title on, `mask` 0 at padding, `sentences` -1 at what is in no sentence. `firsts` has for
+    each pair the position of its passage's first token.
     """
 
     ids: Tensor
     types: Tensor
     mask: Tensor
     sentences: Tensor
+    firsts: tuple[int, ...]
 
 
 class JointModel(nn.Module):
@@ -132,7 +136,11 @@ class JointModel(nn.Module):
         )
         rows = zip(encodings["input_ids"], encodings["offset_mapping"], heads, passages, strict=True)
         return [
-            PassageTokens(tuple(ids), _sentences_of(offsets, spans, len(head)))
+            PassageTokens(
+                tuple(ids),
+                _sentences_of(offsets, spans, len(head)),
+                tuple((start - len(head), end - len(head)) for start, end in offsets),
+            )
             for ids, offsets, head, (_, _, spans) in rows
         ]
 
@@ -148,10 +156,11 @@ class JointModel(nn.Module):
         """B pairs of `read_questions` and `read_passages`; what is too long loses the end of its passage."""
         tokenizer = self.base.tokenizer
         first, between = tokenizer.cls_token_id, tokenizer.sep_token_id
-        ids, types, sentences = [], [], []
+        ids, types, sentences, firsts = [], [], [], []
         for question, passage in pairs:
             room = self.max_tokens - len(question) - 3
             n_before, read = len(question) + 2, passage.ids[:room]
+            firsts.append(n_before)
             ids.append([first, *question, between, *read, between])
             types.append([0] * n_before + [1] * (len(read) + 1))
             sentences.append([-1] * n_before + [*passage.sentences[:room], -1])
@@ -162,25 +171,34 @@ class JointModel(nn.Module):
             _padded(types, 0, device),
             _padded(mask, 0, device),
             _padded(sentences, -1, device),
+            tuple(firsts),
         )
 
-    def forward(self, batch: PairBatch, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Sentence logits (B, S): the logsumexp of each sentence's token logits, and of a passage's sentences its own.
+    def token_logits(self, batch: PairBatch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """How likely each token is part of the answer: float32 (B, T), of which those in sentences mean something.
 
         Args:
             batch: B pairs.
             dtype: what the encoder computes in; the head computes in float32.
-
-        Returns: float32, `UNREAD` where a passage has no such sentence or none of its tokens was read.
         """
-        device = batch.ids.device.type
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
             states = self.base.states(batch.ids, batch.mask, batch.types)  # (B, T, E)
-        logits = self.head(states.float())[..., 0]  # (B, T)
+        logits: Tensor = self.head(states.float())[..., 0]
+        return logits
+
+    def sentence_logits(self, batch: PairBatch, logits: Tensor) -> Tensor:
+        """(B, S) from the tokens' (B, T): the logsumexp of each sentence's, and of a passage's sentences its own.
+
+        Returns: `UNREAD` where a passage has no such sentence or none of its tokens was read.
+        """
         n_sentences = max(1, int(batch.sentences.max()) + 1)
         is_in = batch.sentences[..., None] == torch.arange(n_sentences, device=logits.device)  # (B, T, S)
         summed = torch.logsumexp(logits[..., None].masked_fill(~is_in, UNREAD), 1)  # (B, S)
         return summed.masked_fill(~is_in.any(1), UNREAD)
+
+    def forward(self, batch: PairBatch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Sentence logits (B, S) of B pairs."""
+        return self.sentence_logits(batch, self.token_logits(batch, dtype))
 
     def weights(self) -> dict[str, Tensor]:
         """The trained tensors: the encoder's layers by their own names, `head.weight`, `head.bias`."""
@@ -326,12 +344,21 @@ class JointReranker:
         scores = [RerankScore(UNREAD, ())] * len(candidates)
         for indices in batches_by_length([model.n_tokens(asked, passage) for passage in passages]):
             with torch.inference_mode():
-                rows = model(model.batch([(asked, passages[i]) for i in indices]), self._dtype).double().cpu()  # (B, S)
-            for i, row in zip(indices, rows, strict=True):
+                batch = model.batch([(asked, passages[i]) for i in indices])
+                tokens = model.token_logits(batch, self._dtype)
+                rows = model.sentence_logits(batch, tokens).double().cpu()  # (B, S)
+            for i, row, each, first in zip(indices, rows, tokens.tolist(), batch.firsts, strict=True):
                 logits = row.tolist()[: len(whole[i])]
                 logits += [UNREAD] * (len(whole[i]) - len(logits))
                 score = torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item()
-                scores[i] = RerankScore(score, tuple(logits) if candidates[i].spans else ())
+                words = [
+                    (*span, logit)
+                    for span, sentence, logit in zip(
+                        passages[i].spans, passages[i].sentences, each[first:-1], strict=False
+                    )
+                    if sentence >= 0
+                ]
+                scores[i] = RerankScore(score, tuple(logits) if candidates[i].spans else (), tuple(words))
         return scores
 
 

@@ -36,14 +36,16 @@ class RerankItem:
 
 @dataclass(frozen=True)
 class RerankScore:
-    """Logits of a passage and of its sentences.
+    """Logits of a passage, of its sentences, and of its words.
 
     The exponentials of `segment_scores` sum to that of `score`: a softmax over the sentences of several
-    passages gives each passage what a softmax over the passages would.
+    passages gives each passage what a softmax over the passages would. `word_scores` are (first character, last
+    character, logit) of word pieces in the text, from a reranker that tells which words answer.
     """
 
     score: float
     segment_scores: tuple[float, ...]
+    word_scores: tuple[tuple[int, int, float], ...] = ()
 
 
 class Reranker(Protocol):
@@ -88,6 +90,17 @@ def relevance(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
         )
     exponentials = np.exp((logits - logits.max()) / temperature)
     return [float(weight) for weight in exponentials / exponentials.sum()]
+
+
+def word_relevance(
+    word_scores: Sequence[tuple[int, int, float]], weight: float, temperature: float = 1.0
+) -> tuple[tuple[int, int, float], ...]:
+    """Eq. 9 within a passage of relevance `weight`, at the grain of words: a softmax over their scores, scaled so
+    that the likeliest word has the passage's whole relevance; (first character, last character, weight)."""
+    best = max((score for _, _, score in word_scores), default=0.0)
+    return tuple(
+        (first, last, weight * float(np.exp((score - best) / temperature))) for first, last, score in word_scores
+    )
 
 
 def share_among_segments(score: float, segment_logits: Sequence[float]) -> tuple[float, ...]:

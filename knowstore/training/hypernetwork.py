@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from knowstore.errors import TrainingError
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.tokens import TokensHypernetwork
+from knowstore.retrieval import Reranker
 from knowstore.training.data import TrainingData
 from knowstore.training.run import Batch, Losses, Run
 from knowstore.training.start import analytic_start
@@ -92,6 +93,7 @@ def train_tokens(
     folder: Path,
     *,
     is_started: bool = False,
+    reranker: Reranker | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TokensHypernetwork:
     """Train a `tokens` hypernetwork, in place, and return it.
@@ -100,13 +102,14 @@ def train_tokens(
 
     Args:
         is_started: the hypernetwork was trained before and keeps its statistics of the LLM.
+        reranker: weighs sentences and words as when experts are served; None trains with weights that look alike.
 
     Raises:
         TrainingError: too few questions, a checkpoint of another run, or a loss that is not finite; the last
             checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(hypernetwork, llm, data, config.n_per_passage)
+    run = Run(hypernetwork, llm, data, config.n_per_passage, reranker)
     held_out, train = _split(run, config)
     if len(train) < 2:
         raise TrainingError(
@@ -171,7 +174,6 @@ class _Loop:
         part, is_static = self._part()
         self._set_rates(part, fraction)
         batch = self._batch(train)
-        torch.manual_seed(config.seed * 1_000_003 + self.done)  # dropout, the same after a resume
         self.run.network.train()
         self.optimizer.zero_grad()
         found: Losses | None = None

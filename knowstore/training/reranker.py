@@ -6,8 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,9 @@ class RerankerTrainingConfig:
     The run ends after `minutes`, or after `steps` when that is given. Learning rates rise over `warmup` steps and
     fall linearly over the run. A question comes with its own passage and `n_negatives` of the `n_mined` best
     passages that a search finds and that do not answer it. `calibration_weight` weighs what makes a score of 0
-    mean as likely relevant as not. `n_held_out` questions, with the passages that they stand in, are
-    kept out to validate, each among `n_candidates` passages.
+    mean as likely relevant as not, `word_weight` what tells the words of the answer within its passage.
+    `n_held_out` questions, with the passages that they stand in, are kept out to validate, each among
+    `n_candidates` passages.
     """
 
     minutes: float = 60.0
@@ -50,6 +50,7 @@ class RerankerTrainingConfig:
     warmup: int = 50
     max_gradient_norm: float = 2.0
     calibration_weight: float = 0.2
+    word_weight: float = 0.5
     n_held_out: int = 200
     n_candidates: int = 6
     validate_every: int = 300
@@ -73,6 +74,15 @@ class RerankerProgress:
     gradient_norm: float
     sentence_accuracy: float | None = None
     gold_first: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RerankerLosses:
+    """Means over a batch: Eq. 8, what calibrates the passages' logits, and what tells the words of the answer."""
+
+    contrast: Tensor
+    calibration: Tensor
+    words: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +121,8 @@ def train_reranker(
     """Train a model by Eq. 8 and calibrate it on questions that are kept out.
 
     The loss is -log(sum of exp over the gold passage's sentences that hold the answer / sum of exp over all
-    sentences of all candidates), plus softplus(-z) of the gold passage's logit z and softplus(z) of the others'.
+    sentences of all candidates), plus softplus(-z) of the gold passage's logit z and softplus(z) of the others',
+    plus the mean over the answer's word pieces of -log softmax of their logits within the gold passage.
     The encoder's embeddings stay as they are. The folder takes the log (`log.jsonl`) and a checkpoint from which
     the same call goes on.
 
@@ -150,15 +161,14 @@ def train_reranker(
     if (checkpoint / "run.json").exists():
         step, seconds = _resume(checkpoint, model, optimizer, config)
     started, saved_at = time.monotonic() - seconds, time.monotonic()
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log, _plain_attention(model):
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
             rate = min(1, (step + 1) / config.warmup) * (0.03 + 0.97 * (1 - fraction))
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate
-            torch.manual_seed(random.Random(f"{config.seed}/{step}").getrandbits(63))  # of the dropout
             model.train()
-            contrast, calibration = run.losses(run.batch(step), random.Random(f"{config.seed}/{step}"))
-            loss = contrast + config.calibration_weight * calibration
+            losses = run.losses(run.batch(step), random.Random(f"{config.seed}/{step}"))
+            loss = losses.contrast + config.calibration_weight * losses.calibration + config.word_weight * losses.words
             if not math.isfinite(loss.item()):
                 raise TrainingError(
                     f"the loss is {loss.item()} at step {step}", kept=f"the last checkpoint in {checkpoint}",
@@ -175,7 +185,7 @@ def train_reranker(
                 judged = run.judge()
                 quality = accuracies(judged)
             elapsed = time.monotonic() - started
-            progress = RerankerProgress(step, elapsed, fraction, contrast.item(), norm, *quality)
+            progress = RerankerProgress(step, elapsed, fraction, losses.contrast.item(), norm, *quality)
             log.write(json.dumps(asdict(progress)) + "\n")
             log.flush()
             if on_progress is not None:
@@ -267,6 +277,24 @@ class _Run:
         read = self.model.sentences_read(self.questions[question], self.passages[row.passage])
         return [s for s in sorted(read) if row.answers[0] in passage.text[slice(*passage.spans[s])]]
 
+    def answer_pieces(self, question: int) -> list[int]:
+        """The word pieces of the gold passage's tokens that are read and stand in the answer, wherever its gold
+        sentences state it."""
+        row = self.data.questions[question]
+        passage, tokens = self.data.passages[row.passage], self.passages[row.passage]
+        n_read = self.model.max_tokens - len(self.questions[question]) - 3
+        stated = []
+        for sentence in self.gold(question):
+            start, end = passage.spans[sentence]
+            while (start := passage.text.find(row.answers[0], start, end)) >= 0:
+                stated.append((start, start + len(row.answers[0])))
+                start += 1
+        return [
+            place
+            for place, (first, last) in enumerate(tokens.spans[:n_read])
+            if tokens.sentences[place] >= 0 and any(first < end and start < last for start, end in stated)
+        ]
+
     def negatives(self, question: int, n: int) -> list[int]:
         """Hard negatives of a question; only such of a question to train on are out of what is kept out."""
         if question not in self._negatives:
@@ -291,24 +319,29 @@ class _Run:
             self._epoch, self._batches = epoch, batches
         return self._batches[position]
 
-    def losses(self, questions: Sequence[int], draw: random.Random) -> tuple[Tensor, Tensor]:
-        """Eq. 8 of B questions, and what calibrates their passages' logits; means."""
+    def losses(self, questions: Sequence[int], draw: random.Random) -> RerankerLosses:
+        """The losses of B questions."""
         n = self.config.n_negatives
         pairs = []
         for index in questions:
             gold = self.data.questions[index].passage
             candidates = (gold, *self._drawn(index, n, draw))
             pairs += [(self.questions[index], self.passages[passage]) for passage in candidates]
-        logits = self.model(self.model.batch(pairs), self.dtype)  # (B (1 + n), S)
-        logits = logits.view(len(questions), 1 + n, -1)  # (B, 1 + n, S)
+        batch = self.model.batch(pairs)
+        tokens = self.model.token_logits(batch, self.dtype)  # (B (1 + n), T)
+        logits = self.model.sentence_logits(batch, tokens).view(len(questions), 1 + n, -1)  # (B, 1 + n, S)
         is_gold = torch.zeros_like(logits, dtype=torch.bool)
+        is_word = torch.zeros(len(questions), tokens.shape[1], dtype=torch.bool)  # (B, T)
         for row, index in enumerate(questions):
             is_gold[row, 0, self.gold(index)] = True
+            is_word[row, [batch.firsts[row * (1 + n)] + place for place in self.answer_pieces(index)]] = True
         answers = torch.logsumexp(logits.masked_fill(~is_gold, UNREAD).flatten(1), 1)
         contrast = (torch.logsumexp(logits.flatten(1), 1) - answers).mean()
         passages = torch.logsumexp(logits, 2)  # (B, 1 + n)
         calibration = softplus(-passages[:, 0]).mean() + softplus(passages[:, 1:]).mean()
-        return contrast, calibration
+        is_word = is_word.to(tokens.device)
+        within = (passages[:, :1] - tokens[:: 1 + n]).masked_fill(~is_word, 0.0).sum(1)  # (B,)
+        return RerankerLosses(contrast, calibration, (within / is_word.sum(1).clamp(min=1)).mean())
 
     @torch.no_grad()
     def judge(self, questions: Sequence[int] | None = None) -> list[Judged]:
@@ -338,18 +371,6 @@ class _Run:
             if other != gold and (other not in self.kept_out or len(self.kept_out) >= n_passages - 1):
                 drawn.append(other)
         return drawn
-
-
-@contextmanager
-def _plain_attention(model: JointModel) -> Iterator[None]:
-    """Attention as plain products, whose backward is the faster one on a CPU at these lengths."""
-    encoder: Any = model.enc
-    before = encoder.config._attn_implementation
-    encoder.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        encoder.set_attn_implementation(before)
 
 
 def _fraction(config: RerankerTrainingConfig, step: int, seconds: float) -> float:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from knowstore.experts.expert import Experts
+from knowstore.experts.expert import Experts, word_weights
 from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
 from knowstore.experts.tokens import Tokenised, TokensHypernetwork
 from knowstore.prompts import answer_target, question_prompt
+from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
 from knowstore.training.data import TrainingData
 from knowstore.training.losses import Pointers, pointers, pointing_accuracy, pointing_loss, silence_loss
 
 _MAX_QUESTION_TOKENS = 96
+_KNOWN_SHARE = 0.3
 _BUCKET = 256  # passages sorted by length together, so that little is padded
 
 
@@ -63,10 +65,23 @@ class Batch:
 
 
 class Run:
-    """Data, models and the losses of one batch."""
+    """Data, models and the losses of one batch.
 
-    def __init__(self, network: TokensHypernetwork, llm: FrozenLLM, data: TrainingData, n_per_passage: int) -> None:
-        self.network, self.llm, self.data = network, llm, data
+    Args:
+        network, llm, data: what is trained, for what, on what.
+        n_per_passage: most questions of a passage.
+        reranker: weighs the neurons in Eq. 5 as it will when they are served; None draws weights that look alike.
+    """
+
+    def __init__(
+        self,
+        network: TokensHypernetwork,
+        llm: FrozenLLM,
+        data: TrainingData,
+        n_per_passage: int,
+        reranker: Reranker | None = None,
+    ) -> None:
+        self.network, self.llm, self.data, self.reranker = network, llm, data, reranker
         self.passages = [network.tokenise(llm, passage) for passage in data.passages]
         self.questions: dict[int, PreparedQuestion] = {}
         self.by_passage: dict[int, list[int]] = {}
@@ -114,7 +129,7 @@ class Run:
         with plain_attention(llm):
             if is_answering:
                 up, down = network.neurons(keys, values, tokens.mask)
-                weights = self._served_weights(questions, batch, own, other, up.shape[2], draw)
+                weights = self._served_weights(batch, own, other, up.shape[2], draw)
                 experts = self._experts(
                     torch.cat([up[own], up[other]], 2), torch.cat([down[own], down[other]], 1), weights
                 )
@@ -190,33 +205,57 @@ class Run:
         ]
         return pointers([q.starts for q in questions], [q.n_steps for q in questions], sentences, n_tokens)
 
-    def _served_weights(
-        self,
-        questions: Sequence[PreparedQuestion],
-        batch: Batch,
-        own: Tensor,
-        other: Tensor,
-        T: int,
-        draw: random.Random,
-    ) -> Tensor:
-        """Relevance of each neuron of the own and of another passage, (Q, 2T), as rerankers give it: nearly half of
-        the questions have all of it on the right sentence, the others a softmax of scores that favour it."""
-        weights = torch.zeros(len(questions), 2 * T)
-        for row, question in enumerate(questions):
-            spans = [self.passages[batch.passages[int(p)]].spans for p in (own[row], other[row])]
-            n_own = len(spans[0])
-            shares = torch.zeros(n_own + len(spans[1]))
-            if draw.random() < 0.45:
-                shares[question.sentence] = 1.0
+    def _served_weights(self, batch: Batch, own: Tensor, other: Tensor, T: int, draw: random.Random) -> Tensor:
+        """Relevance of each neuron of the own and of another passage, (Q, 2T), as rerankers give it: of a share of the
+        questions all of it is on the right sentence, the others' is at the grain of sentences or of words."""
+        weights = torch.zeros(len(batch.rows), 2 * T)
+        for row, (_, question) in enumerate(batch.rows):
+            pair = [batch.passages[int(own[row])], batch.passages[int(other[row])]]
+            if draw.random() < _KNOWN_SHARE:
+                first, last = self.passages[pair[0]].spans[self.questions[question].sentence]
+                weights[row, first:last] = 1.0
+                continue
+            if self.reranker is None:
+                found = self._drawn_weights(question, pair, draw)
             else:
-                scores = [draw.gauss(0.0, 1.5) - (1.5 if n >= n_own else 0.0) for n in range(len(shares))]
-                scores[question.sentence] = draw.gauss(4.0, 2.0)
-                shares = torch.tensor(scores).softmax(0)
-            for n, (first, last) in enumerate(spans[0]):
-                weights[row, first:last] = shares[n]
-            for n, (first, last) in enumerate(spans[1]):
-                weights[row, T + first : T + last] = shares[n_own + n]
+                found = self.reranked_weights(self.reranker, question, pair, is_of_words=draw.random() < 0.5)
+            for start, passage, some in zip((0, T), pair, found, strict=True):
+                first = self.passages[passage].spans[0][0]
+                weights[row, start + first : start + first + len(some)] = torch.tensor(some)
         return weights
+
+    def _drawn_weights(self, question: int, pair: Sequence[int], draw: random.Random) -> list[list[float]]:
+        """A softmax of random scores of both passages' sentences that favour the right one."""
+        spans = [self.passages[passage].spans for passage in pair]
+        scores = [draw.gauss(0.0, 1.5) for _ in spans[0]] + [draw.gauss(-1.5, 1.5) for _ in spans[1]]
+        scores[self.questions[question].sentence] = draw.gauss(4.0, 2.0)
+        shares = torch.tensor(scores).softmax(0).tolist()
+        split = (shares[: len(spans[0])], shares[len(spans[0]) :])
+        return [_spread(some, each) for some, each in zip(spans, split, strict=True)]
+
+    def reranked_weights(
+        self, reranker: Reranker, question: int, pair: Sequence[int], *, is_of_words: bool
+    ) -> list[list[float]]:
+        """What the reranker makes of both passages."""
+        passages = [self.data.passages[passage] for passage in pair]
+        items = [RerankItem(one.title, one.text, one.spans) for one in passages]
+        scores = reranker.score(self.data.questions[question].question, items)
+        temperature = reranker.temperature
+        relevances = relevance([one.score for one in scores], temperature)
+        out = []
+        for passage, score, weight in zip(pair, scores, relevances, strict=True):
+            tokenised = self.passages[passage]
+            if is_of_words and score.word_scores:
+                out.append(word_weights(tokenised.places, word_relevance(score.word_scores, weight)))
+            else:
+                shares = relevance(score.segment_scores, temperature)
+                out.append(_spread(tokenised.spans, [weight * share for share in shares]))
+        return out
+
+
+def _spread(spans: Sequence[tuple[int, int]], weights: Sequence[float]) -> list[float]:
+    """The weights of sentences, each for all of its tokens."""
+    return [weight for (first, last), weight in zip(spans, weights, strict=True) for _ in range(first, last)]
 
 
 @contextmanager

@@ -118,6 +118,29 @@ def test_a_joint_reranker_orders_passages_and_weighs_them_by_its_own_temperature
         assert list(one.segment_weights) == pytest.approx(shares)
 
 
+def test_the_grain_says_what_is_weighed_within_a_passage(
+    store: KnowledgeStore, open_store: Open, tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    base = load_base(tiny_retriever_dir)
+    torch.manual_seed(0)
+    JointReranker(JointModel(base), JointConfig(base.digest, str(tiny_retriever_dir))).save(tmp_path / "joint")
+    models = replace(tiny_models, reranker=str(tmp_path / "joint"))
+    weights: dict[str, torch.Tensor] = {}
+    for grain in ("words", "sentences", "passages"):
+        opened = open_store(models=models, retrieval=RetrievalConfig(grain=grain, top_k=1))  # type: ignore[arg-type]
+        [one] = opened.ask(ROME).experts
+        assert bool(one.word_weights) == (grain == "words")
+        reader = opened._reader()
+        assert reader is not None
+        mounted = reader.combine([[one]])
+        assert mounted.neuron_weights is not None
+        weights[grain] = mounted.neuron_weights[0]
+    assert weights["passages"].tolist() == [1.0] * len(weights["passages"])
+    assert len(set(weights["sentences"].tolist())) == len(one.segments) > 1
+    assert weights["words"].max() == 1.0
+    assert len(set(weights["words"].tolist())) > len(one.segments)
+
+
 def test_below_the_threshold_nothing_is_mounted_and_logits_are_those_of_the_bare_model(
     store: KnowledgeStore, open_store: Open
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from knowstore.errors import ExpertShapeError
-from knowstore.experts import Expert, Experts, Factors, combine, expert_output
+from knowstore.experts import Expert, Experts, Factors, combine, expert_output, segment_weights, word_weights
 
 D, T = 6, 4
 CPU = torch.device("cpu")
@@ -45,19 +45,15 @@ def literal_eq2(x: list[float], up1: Tensor, up2: Tensor, dw1: Tensor, dw2: Tens
     return literal_product(literal_product(hidden, dw1.tolist()), dw2.tolist())
 
 
-def literal_expert(expert: Expert, x: list[float], weight: float, segments: Sequence[float] | None) -> list[float]:
-    """r E(x), or the sum of each segment's own neurons by its own weight."""
+def literal_expert(expert: Expert, x: list[float], weight: float, neurons: Sequence[float] | None) -> list[float]:
+    """r E(x), or the sum of its neurons, each by its own weight."""
     if expert.form == "factors":
-        share = weight if segments is None else segments[0]
-        return [share * value for value in literal_eq2(x, *(expert.tensors[n] for n in ("up1", "up2", "dw1", "dw2")))]
+        return [weight * value for value in literal_eq2(x, *(expert.tensors[n] for n in ("up1", "up2", "dw1", "dw2")))]
     up, down = expert.tensors["up"].tolist(), expert.tensors["down"].tolist()
-    shares = [weight] * len(expert.segment_ranks) if segments is None else segments
-    out, neuron = [0.0] * D, 0
-    for share, rank in zip(shares, expert.segment_ranks, strict=True):
-        for _ in range(rank):
-            fires = max(0.0, sum(x[i] * up[i][neuron] for i in range(D)))
-            out = [value + share * fires * down[neuron][i] for i, value in enumerate(out)]
-            neuron += 1
+    out = [0.0] * D
+    for neuron, share in enumerate([weight] * expert.rank if neurons is None else neurons):
+        fires = max(0.0, sum(x[i] * up[i][neuron] for i in range(D)))
+        out = [value + share * fires * down[neuron][i] for i, value in enumerate(out)]
     return out
 
 
@@ -97,12 +93,14 @@ CASES: dict[str, tuple[list[list[Item]], bool, float | None]] = {
         False,
         None,
     ),
-    "a weight for each segment": (
-        [[(neurons(2, 0, 3), 1.0, (0.5, 0.25, 0.125)), (neurons(1, 1), 0.25, None)], [(neurons(4), 1.0, (0.375,))]],
+    "a weight for each neuron": (
+        [
+            [(neurons(1, 0, 2), 1.0, (0.5, 0.25, 0.125)), (neurons(1, 1), 0.25, None)],
+            [(neurons(2), 1.0, (0.375, 0.0))],
+        ],
         False,
         None,
     ),
-    "a weight for the one segment of factors": ([[(factors(2), 1.0, (0.25,))]], False, None),
     "the static expert": ([[(neurons(3), 0.625, None), (neurons(3), 0.375, None)]], True, None),
     "the static expert beside factors": ([[(factors(3), 1.0, None)]], True, None),
     "a bound on the norm": ([[(neurons(3), 0.625, None), (neurons(2), 0.375, None)]], True, 0.5),
@@ -128,6 +126,18 @@ def test_output_is_the_literal_sum_of_equation_6(name: str) -> None:
     torch.testing.assert_close(expert_output(mounted, x), expected, rtol=tolerance, atol=tolerance)
     if name == "no expert at all":
         assert not expert_output(mounted, x).any()
+
+
+def test_segments_weigh_their_neurons() -> None:
+    assert segment_weights(neurons(2, 0, 3), (0.5, 0.25, 0.125)) == [0.5, 0.5, 0.125, 0.125, 0.125]
+    with pytest.raises(ExpertShapeError, match="2 segment weights for an expert of 3 segments"):
+        segment_weights(neurons(2, 0, 3), (0.5, 0.25))
+
+
+def test_words_weigh_the_neurons_that_share_characters_with_them() -> None:
+    words = [(-4, -1, 1.0), (0, 4, 0.25), (4, 6, 0.5), (7, 9, 0.125), (40, 44, 1.0)]
+    assert word_weights([(0, 2), (2, 5), (5, 7), (6, 7), (7, 9)], words) == [0.25, 0.5, 0.5, 0.0, 0.125]
+    assert word_weights([], words) == []
 
 
 def test_a_question_without_experts_gets_exactly_nothing() -> None:
@@ -157,7 +167,7 @@ def test_more_neurons_than_the_inner_width_are_no_four_matrices() -> None:
 
 
 def test_repeated_experts_serve_the_copies_of_each_question_in_order() -> None:
-    questions = CASES["a weight for each segment"][0]
+    questions = CASES["a weight for each neuron"][0]
     mounted = combine(questions, device=CPU, dtype=torch.float64, static=factors(2).factors())
     x = torch.randn(2, T, D, dtype=torch.float64)
     out = expert_output(mounted.repeat(3), x.repeat_interleave(3, 0))
@@ -206,7 +216,7 @@ def test_tensors_that_do_not_fit_are_refused(
     [
         [(neurons(2), 1.0, None), (factors(2), 1.0, None)],
         [(factors(2), 1.0, None), (factors(3), 1.0, None)],
-        [(neurons(2), 1.0, (0.5, 0.5))],
+        [(neurons(2), 1.0, (0.5,))],
         [(factors(2), 1.0, (0.5, 0.5))],
         [
             (neurons(2), 1.0, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,20 @@ def test_sentences_have_the_tokens_of_their_own_text(
         assert tiny_llm.tokenizer.decode(tokenised.ids[first:last]) == " " + passage.text[start:end]
     expert = tokens.generate(tiny_llm, [passage])[0]
     assert expert.segment_ranks == tuple(last - first for first, last in tokenised.spans)
+
+
+def test_each_neuron_stands_for_its_own_characters(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM, passage: PassageInput
+) -> None:
+    expert = tokens.generate(tiny_llm, [passage])[0]
+    places = tokens.neuron_spans(tiny_llm, passage)
+    assert len(places) == expert.rank
+    ends = [sum(expert.segment_ranks[: n + 1]) for n in range(len(expert.segment_ranks))]
+    for end, rank, (start, stop) in zip(ends, expert.segment_ranks, passage.spans, strict=True):
+        own = places[end - rank : end]
+        assert own[0][0] == start
+        assert own[-1][1] == stop
+        assert all(before[1] == after[0] for before, after in pairwise(own))
 
 
 def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(

@@ -16,7 +16,7 @@ from torch import Tensor
 from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
 from knowstore.experts import PassageInput
-from knowstore.retrieval import JointModel, JointReranker, RerankItem, Retriever
+from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem, Retriever
 from knowstore.store import passage_search
 from knowstore.training import (
     Judged,
@@ -96,9 +96,9 @@ def test_loss_is_that_of_the_equation(tiny_retriever_dir: Path, data: TrainingDa
     run.dtype = torch.float32
     questions = run.train[:3]
     draw = random.Random(0)
-    contrast, calibration = run.losses(questions, draw)
+    losses = run.losses(questions, draw)
     draw.seed(0)
-    contrasts, golds, others = [], [], []
+    contrasts, golds, others, words = [], [], [], []
     for index in questions:
         row = data.questions[index]
         candidates = [row.passage, *draw.sample(run.negatives(index, 6), 2)]
@@ -108,8 +108,15 @@ def test_loss_is_that_of_the_equation(tiny_retriever_dir: Path, data: TrainingDa
         z = [math.log(sum(map(math.exp, passage))) for passage in logits]
         golds.append(math.log(1 + math.exp(-z[0])))
         others += [math.log(1 + math.exp(value)) for value in z[1:]]
-    assert contrast.item() == pytest.approx(sum(contrasts) / 3, abs=1e-5)
-    assert calibration.item() == pytest.approx(sum(golds) / 3 + sum(others) / 6, abs=1e-5)
+        passage = data.passages[row.passage]
+        item = RerankItem(passage.title, passage.text, passage.spans)
+        [score] = JointReranker(model, JointConfig(model.base.digest)).score(row.question, [item])
+        start = passage.text.index(row.answers[0])
+        stated = [z for first, last, z in score.word_scores if first < start + len(row.answers[0]) and last > start]
+        words.append(z[0] - sum(stated) / len(stated))
+    assert losses.contrast.item() == pytest.approx(sum(contrasts) / 3, abs=1e-5)
+    assert losses.calibration.item() == pytest.approx(sum(golds) / 3 + sum(others) / 6, abs=1e-5)
+    assert losses.words.item() == pytest.approx(sum(words) / 3, abs=1e-4)
 
 
 def run_alone(model: JointModel, question: str, passage: PassageInput) -> list[float]:

@@ -13,7 +13,9 @@ import torch
 from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
 from knowstore.experts import FrozenLLM, PassageInput, TokensConfig, TokensHypernetwork, load_hypernetwork
+from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem, relevance
 from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_tokens
+from knowstore.training.run import Run
 
 NAMES = ("Rome", "Lyon", "Ostia", "Tiber", "Saône", "Remus")
 PLACES = ("the sea", "a river", "the town", "a king", "the end", "it")
@@ -66,6 +68,30 @@ def test_a_few_steps_lower_the_loss_on_the_same_batch(train: Train) -> None:
     assert pointing[-1] < 0.7 * pointing[0]
     assert answering[-1] < 0.7 * answering[0]
     assert all(bool(parameter.isfinite().all()) for parameter in trained.parameters())
+
+
+def test_neurons_weigh_in_training_what_the_reranker_says(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData
+) -> None:
+    config = load_hypernetwork(tiny_hypernetwork_dir).config
+    assert isinstance(config, TokensConfig)
+    base = load_base(config.base)
+    torch.manual_seed(0)
+    reranker = JointReranker(JointModel(load_base(config.base)), JointConfig(base.digest))
+    run = Run(TokensHypernetwork(config, base), tiny_llm, data, 6, reranker)
+    question = run.by_passage[1][1]
+    items = [RerankItem(one.title, one.text, one.spans) for one in data.passages[1:3]]
+    scores = reranker.score(data.questions[question].question, items)
+    r = relevance([one.score for one in scores])
+    by_sentence = run.reranked_weights(reranker, question, [1, 2], is_of_words=False)
+    for found, score, weight, passage in zip(by_sentence, scores, r, (1, 2), strict=True):
+        shares = relevance(score.segment_scores)
+        spans = run.passages[passage].spans
+        expected = [weight * share for (a, b), share in zip(spans, shares, strict=True) for _ in range(a, b)]
+        assert found == pytest.approx(expected)
+    by_word = run.reranked_weights(reranker, question, [1, 2], is_of_words=True)
+    assert [max(found) for found in by_word] == pytest.approx(r)
+    assert len(by_word[0]) == len(by_sentence[0])
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(train: Train, tmp_path: Path) -> None:
