@@ -46,7 +46,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.tests: $(VENV)/.runs
 	@echo "Installing what the tests need in $(VENV)"
-	@$(PIP) --no-build-isolation --editable '.[cpu,docs,rerank,postgres,dev]'
+	@$(PIP) --no-build-isolation --editable '.[cpu,docs,rerank,postgres,plots,dev]'
 	@touch $@
 
 $(BIN)/python:

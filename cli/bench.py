@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,15 +30,25 @@ def controls(
     ],
     limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for controls.json and, with the extra `plots`, controls.png.")
+    ] = None,
 ) -> None:
     """Score answers with no expert, the static one, another passage's and the right one; needs no store."""
-    from knowstore.bench import run_controls
+    from knowstore.bench import can_plot, plot_controls, run_controls
 
     session.kept = "nothing, for a measurement changes nothing"
     found: dict[str, Any] = run_controls(
         data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
     rows: list[dict[str, Any]] = found["rows"]
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "controls.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        if can_plot():
+            plot_controls(rows, output / "controls.png")
+        else:
+            session.output.hint("for a picture: pip install 'knowstore[plots]'")
     if session.output.is_plain and rows:
         session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
     else:

@@ -27,6 +27,7 @@ _EXTRAS = {
     "rerank": (("FlagEmbedding",), "rerankers of the FlagEmbedding family"),
     "postgres": (("psycopg",), "a catalog in PostgreSQL"),
     "docs": (("pypdf", "python-docx", "beautifulsoup4"), "PDF, Word and HTML files"),
+    "plots": (("matplotlib",), "pictures of benches and of training runs"),
     "ray": (("ray", "lance-ray"), "ingest on many machines"),
 }
 _FREE_BYTES = 2_000_000_000
@@ -47,7 +48,15 @@ def doctor(session: Session) -> None:
 
     Changes nothing; exits with 1 when something must be mended.
     """
-    checks = [*_packages(), *_extras(), _device(session), *_models(session), *_disk(session), _store(session)]
+    checks = [
+        *_packages(),
+        *_extras(),
+        _device(session),
+        *_models(session),
+        _relevance(session),
+        *_disk(session),
+        _store(session),
+    ]
     is_ok = all(check.state != "problem" for check in checks)
     rows = [check._asdict() for check in checks]
     names = ["name", "state", "detail", "fix"]
@@ -98,6 +107,20 @@ def _models(session: Session) -> Iterator[Check]:
             yield Check(row["role"], "problem", row["state"], row["fix"])
         else:
             yield Check(row["role"], "ok", f"{row['name']}, {row['state']}, {row['path']}")
+
+
+def _relevance(session: Session) -> Check:
+    """What the reranker's scores mean: when nothing is mounted, and how sharp relevance is."""
+    from knowstore.models import resolve
+    from knowstore.retrieval import calibration
+
+    reference = session.model_config().reranker
+    try:
+        threshold, temperature = calibration(reference, resolve(reference, "reranker").path)
+    except KnowledgeStoreError as error:
+        return Check("relevance", "problem", error.what, error.fix)
+    null = "there is no null option" if threshold is None else f"nothing is mounted under a score of {threshold:.2f}"
+    return Check("relevance", "ok", f"{null}, temperature {temperature:.2f}")
 
 
 def _disk(session: Session) -> Iterator[Check]:

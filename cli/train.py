@@ -33,7 +33,9 @@ def hypernetwork(
             help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints and the log.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints, the log and its curves.")
+    ],
     minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
     steps: Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")] = None,
     batch_questions: Annotated[int | None, typer.Option(help="Most questions of a step.")] = None,
@@ -75,7 +77,7 @@ def hypernetwork(
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     torch.manual_seed(config.seed)
-    log = _Log(session.output, config)
+    log = _Log(session.output, config, work)
 
     def encoder_of(reference: str) -> Path:
         return resolve(reference, "retriever", progress=session.output.progress).path
@@ -125,8 +127,8 @@ def hypernetwork(
 class _Log:
     """Shows a training run as it goes, and keeps its last figures."""
 
-    def __init__(self, output: Output, config: TrainingConfig) -> None:
-        self._output, self._config = output, config
+    def __init__(self, output: Output, config: TrainingConfig, work: Path) -> None:
+        self._output, self._config, self._work = output, config, work
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
         self.gold: float | None = None
         self.shuffled: float | None = None
@@ -150,11 +152,20 @@ class _Log:
                 f"{progress.seconds:.0f} s, {detail}; on questions kept out the first token is right within its "
                 f"sentence for {progress.held_out_accuracy:.0%}; {self.quality}"
             )
+            _draw(self._work)
         if self._config.steps is None:
             total = int(60 * self._config.minutes)
             self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)
         else:
             self._output.progress("training (steps)", progress.step, self._config.steps, detail)
+
+
+def _draw(work: Path) -> None:
+    """The curves so far in curves.png, where matplotlib is installed."""
+    from knowstore.bench import can_plot, plot_training
+
+    if can_plot():
+        plot_training(work / "log.jsonl", work / "curves.png")
 
 
 @command(train, example="knowstore train reranker --data train.jsonl.gz --output my-reranker --minutes 20")
@@ -166,7 +177,9 @@ def reranker(
             help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the weights; its training/ takes the checkpoint and log.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the weights; its training/ takes the checkpoint, the log and its curves.")
+    ],
     minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
     steps: Annotated[int | None, typer.Option(help="How many steps to train, whatever time they take.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
@@ -202,7 +215,7 @@ def reranker(
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
     session.output.progress("encoding passages", 0, len(rows.passages))
     encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
-    log = _RerankerLog(session.output, config.minutes, config.steps)
+    log = _RerankerLog(session.output, config.minutes, config.steps, work)
     with passage_search(encoder, [(one.title, one.text) for one in rows.passages]) as search:
         trained = train_reranker(model, rows, search, config, work, base=base, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, from {resolved.name}; {log.quality}"
@@ -222,8 +235,8 @@ def reranker(
 class _RerankerLog:
     """Shows the training of a reranker as it goes, and keeps its last figures."""
 
-    def __init__(self, output: Output, minutes: float, steps: int | None) -> None:
-        self._output, self._minutes, self._steps = output, minutes, steps
+    def __init__(self, output: Output, minutes: float, steps: int | None, work: Path) -> None:
+        self._output, self._minutes, self._steps, self._work = output, minutes, steps, work
         self.seconds, self.loss = 0.0, 0.0
         self.sentence_accuracy: float | None = None
         self.gold_first: float | None = None
@@ -244,6 +257,7 @@ class _RerankerLog:
         if progress.sentence_accuracy is not None:
             self.sentence_accuracy, self.gold_first = progress.sentence_accuracy, progress.gold_first
             self._output.note(f"{progress.seconds:.0f} s, {detail}; {self.quality}")
+            _draw(self._work)
         if self._steps is not None:
             self._output.progress("training (steps)", progress.step, self._steps, detail)
         else:

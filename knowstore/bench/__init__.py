@@ -1,6 +1,7 @@
-"""Measurements that report numbers: what experts carry (controls), and how long questions take."""
+"""Measurements that report numbers: what experts carry (controls), and how long questions take; and their pictures."""
 
 from knowstore.bench.controls import run_controls
 from knowstore.bench.latency import run_ask
+from knowstore.bench.plots import can_plot, plot_controls, plot_training
 
-__all__ = ["run_ask", "run_controls"]
+__all__ = ["can_plot", "plot_controls", "plot_training", "run_ask", "run_controls"]

@@ -4,7 +4,7 @@ from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
 from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker
 from knowstore.retrieval.late import LateReranker
-from knowstore.retrieval.loading import load_reranker
+from knowstore.retrieval.loading import calibration, load_reranker
 from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance, word_relevance
 from knowstore.retrieval.retriever import Retriever
 
@@ -19,6 +19,7 @@ __all__ = [
     "RerankScore",
     "Reranker",
     "Retriever",
+    "calibration",
     "load_reranker",
     "relevance",
     "word_relevance",

@@ -67,6 +67,20 @@ def load_reranker(
     raise RetrievalError(f"reranker {reference!r} is a {architecture}", "nothing was loaded", fix)
 
 
+def calibration(reference: str, path: Path | None = None) -> tuple[float | None, float]:
+    """The null threshold and the temperature of a reranker, without loading it; None and 1 for one that has neither.
+
+    Raises:
+        RetrievalError: its config is damaged.
+    """
+    if reference == "late" or (reference == "default" and (path is None or not (path / "config.json").is_file())):
+        return LateReranker.null_threshold, LateReranker.temperature
+    if path is None or _kind(path) != KIND:
+        return None, 1.0
+    config = read_config(path)
+    return config.null_threshold, config.temperature
+
+
 def _kind(path: Path) -> object:
     """The `kind` that one of our own checkpoints names."""
     try:

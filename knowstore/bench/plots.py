@@ -1,0 +1,111 @@
+"""Pictures of measurements, by matplotlib (extra `plots`), which is imported when one is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
+_SMOOTHED = 20  # steps
+_MEASURED = {
+    "gold": "nats with the passage's expert",
+    "shuffled": "nats with another's",
+    "held_out_accuracy": "first token right within its sentence",
+    "sentence_accuracy": "sentence right",
+    "gold_first": "passage first",
+}
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    import importlib.util
+
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_controls` found: a panel for each file, a bar of EM with its 95 % interval for each control.
+
+    Args:
+        rows: as `run_controls` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    files = list(dict.fromkeys(str(row["data"]) for row in rows))
+    n = max(sum(row["data"] == name for row in rows) for name in files)
+    figure = _figure(6.4 * len(files), 1.2 + 0.34 * n)
+    for position, name in enumerate(files):
+        axes = figure.add_subplot(1, len(files), position + 1)
+        some = [row for row in rows if row["data"] == name]
+        em = [100 * row["em"] for row in some]
+        errors = [
+            [max(0.0, 100 * (row["em"] - row["em_ci"][0])) for row in some],
+            [max(0.0, 100 * (row["em_ci"][1] - row["em"])) for row in some],
+        ]
+        colours = [_COLOURS[row["control"]] for row in some]
+        axes.barh(range(len(some)), em, xerr=errors, color=colours, error_kw={"elinewidth": 1, "ecolor": "#333333"})
+        axes.set_yticks(range(len(some)), [f"{row['method']}: {row['control']}" for row in some])
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(60.0, *(100 * row["em_ci"][1] for row in some)) + 12)
+        for place, row in enumerate(some):
+            axes.text(100 * row["em_ci"][1] + 1, place, f"{100 * row['em']:.1f}", va="center", fontsize=8)
+        axes.set_xlabel("exact answers in %, with 95 % intervals")
+        axes.set_title(f"{name}, {some[0]['n']} questions", fontsize=10)
+    figure.savefig(path)
+
+
+def plot_training(log: Path, path: Path) -> None:
+    """Draw the curves of a training log: the loss, smoothed, and what was measured on questions kept out.
+
+    Args:
+        log: the `log.jsonl` of a training run of either kind.
+        path: where to; the suffix says the format.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    figure = _figure(8.0, 6.0)
+    losses, measured = figure.subplots(2, 1, sharex=True)
+    minutes = [row["seconds"] / 60 for row in rows]
+    for name in ("loss", "answer"):
+        there = [(minute, row[name]) for minute, row in zip(minutes, rows, strict=True) if row.get(name) is not None]
+        smooth = [
+            sum(value for _, value in there[max(0, i - _SMOOTHED) : i + 1]) / len(there[max(0, i - _SMOOTHED) : i + 1])
+            for i in range(len(there))
+        ]
+        if there:
+            label = {"loss": "what a step minimises", "answer": "Eq. 5, nats per answer token"}[name]
+            losses.plot([minute for minute, _ in there], smooth, label=label)
+    losses.set_ylabel(f"loss, mean of {_SMOOTHED} steps")
+    losses.legend()
+    for name, label in _MEASURED.items():
+        there = [(minute, row[name]) for minute, row in zip(minutes, rows, strict=True) if row.get(name) is not None]
+        if there:
+            measured.plot(*zip(*there, strict=True), marker="o", markersize=3, label=label)
+    measured.set_xlabel("minutes")
+    measured.set_ylabel("on questions kept out")
+    if measured.get_lines():
+        measured.legend()
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "matplotlib is not installed",
+            kept="what was measured, without its picture",
+            fix="pip install 'knowstore[plots]'",
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
