@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,33 +44,48 @@ def hypernetwork(
     layer: Annotated[int, typer.Option(help="0-based decoder block that the experts are for.")] = 12,
     max_norm: Annotated[float | None, typer.Option(help="Bound on what experts add at a position.")] = 250.0,
     pointing_share: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of the run that trains keys alone, before Eq. 5.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of the run for the keys of `tokens`.")
     ] = None,
+    kind: Annotated[Literal["tokens", "pooled"], typer.Option(help="The default's design, or the paper's.")] = "tokens",
+    recipe: Annotated[
+        Literal["ours", "paper"], typer.Option(help="The paper's is one epoch of Eq. 5, AdamW, cosine from 1e-4.")
+    ] = "ours",
     start: Annotated[
         str | None, typer.Option("--from", help="A trained hypernetwork to go on from; it brings layer and bound.")
     ] = None,
 ) -> None:
-    """Train a `tokens` hypernetwork for an LLM: where answers stand, then Eq. 5.
+    """Train a hypernetwork for an LLM: `tokens` on where answers stand, then by Eq. 5; `pooled` by Eq. 5 alone.
 
-    Its encoder starts from the retriever's. Experts are weighed by the reranker, where that reads passages without
-    their vectors. The same command goes on from the last checkpoint of a run that was cut off. Use the result
-    with `knowstore --hypernetwork FOLDER`.
+    The encoder of `tokens` starts from the retriever's, and its experts are weighed by the reranker, where that reads
+    passages without their vectors. The same command goes on from the last checkpoint of a run that was cut off.
+    Use the result with `knowstore --hypernetwork FOLDER`.
     """
     import torch
 
     from knowstore.encoders import load_base
-    from knowstore.experts import TokensConfig, TokensHypernetwork, load_hypernetwork, load_llm
+    from knowstore.experts import (
+        Hypernetwork,
+        PooledConfig,
+        PooledHypernetwork,
+        TokensConfig,
+        TokensHypernetwork,
+        load_hypernetwork,
+        load_llm,
+    )
     from knowstore.models import choose_device, choose_dtype, resolve
     from knowstore.retrieval import JointReranker, load_reranker
     from knowstore.sources import sentence_spans
-    from knowstore.training import TrainingConfig, load_questions, train_tokens
+    from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
     work = output / "training"
     session.kept = f"the last checkpoint in {work}"
     rows = load_questions(data, sentence_spans)
     wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions}
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share}
-    config = TrainingConfig(**given(**wanted, **rates, seed=seed))
+    recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
+    config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed))
+    if minutes is not None:
+        config = replace(config, epochs=None)
     config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
     device = choose_device(models.device)
@@ -82,15 +97,17 @@ def hypernetwork(
     def encoder_of(reference: str) -> Path:
         return resolve(reference, "retriever", progress=session.output.progress).path
 
+    network: Hypernetwork
     if start is not None:
         network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=encoder_of)
-        if not isinstance(network, TokensHypernetwork) or network.config.width != llm.width:
+        if network.config.kind != kind or network.config.width != llm.width:
             raise HypernetworkError(
                 f"{start} is a {network.config.kind} hypernetwork for a model of width {network.config.width}",
                 kept="nothing was trained",
-                fix=f"go on from one of kind `tokens` for a model of width {llm.width}",
+                fix=f"go on from one of kind `{kind}` for a model of width {llm.width}",
             )
-        network.set_trainable()
+    elif kind == "pooled":
+        network = PooledHypernetwork(PooledConfig(llm.width, layer=layer, max_norm=max_norm)).to(device)
     else:
         encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
         base = load_base(encoder.path)
@@ -103,16 +120,21 @@ def hypernetwork(
             max_norm=max_norm,
         )
         network = TokensHypernetwork(sizes, base).to(device)
+    assert isinstance(network, TokensHypernetwork | PooledHypernetwork)
+    if isinstance(network, TokensHypernetwork):
+        network.set_trainable()
+    else:
+        network.requires_grad_(True)
     found = resolve(models.reranker, "reranker", progress=session.output.progress).path
     reranker = load_reranker(models.reranker, found, device, llm.dtype, base=encoder_of)
-    trained = train_tokens(
+    train_hypernetwork(
         network, llm, rows, config, work, is_started=start is not None, on_progress=log,
         reranker=reranker if isinstance(reranker, JointReranker) else None,
     )  # fmt: skip
     steps_before = network.config.trained_steps
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
-    trained.config = replace(trained.config, trained_steps=steps_before + log.step, notes=notes)
-    trained.save(output, dtype=torch.float16)
+    network.config = replace(network.config, trained_steps=steps_before + log.step, notes=notes)
+    network.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
         "output": str(output), "steps": log.step, "seconds": log.seconds, "loss": log.loss,

@@ -1,7 +1,7 @@
 """Training of hypernetworks by meta-learning (Eq. 5), and of the joint reranker by contrast (Eq. 8)."""
 
 from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_rows
-from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_tokens
+from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_hypernetwork
 from knowstore.training.reranker import (
     Judged,
     RerankerProgress,
@@ -27,6 +27,6 @@ __all__ = [
     "load_questions",
     "mine",
     "read_rows",
+    "train_hypernetwork",
     "train_reranker",
-    "train_tokens",
 ]

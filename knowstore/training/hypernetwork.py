@@ -1,9 +1,9 @@
-"""Meta-learning of the `tokens` hypernetwork: first where answers stand, then Eq. 5, the likelihood of the answer.
+"""Meta-learning of hypernetworks: for `tokens` first where answers stand, then Eq. 5, the likelihood of the answer.
 
-A run has two parts. *Pointing* trains the encoder, the keys and the query experts on the losses of `losses.py` that
-need no block above the mount layer, at a third of the cost of a step of Eq. 5. *Answering* adds Eq. 5 with experts
-mounted as they are served: the static expert is trained first and alone, so that knowledge and format are not
-confused, then everything.
+A run of `tokens` has two parts. *Pointing* trains the encoder, the keys and the query experts on the losses of
+`losses.py` that need no block above the mount layer, at a third of the cost of a step of Eq. 5. *Answering* adds
+Eq. 5 with experts mounted as they are served: the static expert is trained first and alone, so that knowledge and
+format are not confused, then everything.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from knowstore.errors import TrainingError
 from knowstore.experts.llm import FrozenLLM
+from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
 from knowstore.training.data import TrainingData
-from knowstore.training.run import Batch, Losses, Run
+from knowstore.training.pooled import PooledRun
+from knowstore.training.run import Batch, Losses, Run, TokensRun
 from knowstore.training.start import analytic_start
 
 _START_PROMPTS = 1500
@@ -36,16 +38,18 @@ _START_PROMPTS = 1500
 class TrainingConfig:
     """How a hypernetwork is trained.
 
-    The run ends after `minutes`, or after `steps` when that is given; the first `pointing_share` of it is pointing.
-    Answering starts with `static_steps` of the static expert alone. In each part learning rates (`encoder_rate` for
-    the encoder, `learning_rate` for all else, half of them while answering) rise over `warmup` steps, then fall
-    linearly to 3 %. A batch holds up to `batch_questions` questions on passages of up to `batch_pieces` word pieces in
-    all; a passage gives up to `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that
-    they stand in, are kept out to validate.
+    The run ends after `minutes`, or after `steps` or `epochs` when one of these is given; the first `pointing_share`
+    of it is pointing. Answering starts with `static_steps` of the static expert alone. In each part learning rates
+    (`encoder_rate` for the encoder, `learning_rate` for all else; of `tokens` half of them while answering) rise over
+    `warmup` steps, then fall to `last_share` of themselves, linearly or as a cosine. A batch holds up to
+    `batch_questions` questions on passages of up to `batch_pieces` word pieces in all; a passage gives up to
+    `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that they stand in, are kept out to
+    validate.
     """
 
     minutes: float = 75.0
     steps: int | None = None
+    epochs: float | None = None
     pointing_share: float = 0.6
     static_steps: int = 60
     batch_questions: int = 48
@@ -56,6 +60,8 @@ class TrainingConfig:
     static_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: int = 40
+    schedule: Literal["linear", "cosine"] = "linear"
+    last_share: float = 0.03
     max_gradient_norm: float = 2.0
     silence_weight: float = 0.3
     pointing_weight: float = 0.3
@@ -63,6 +69,14 @@ class TrainingConfig:
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
     seed: int = 0
+
+    @classmethod
+    def paper(cls) -> TrainingConfig:
+        """The paper's recipe: AdamW, one epoch of Eq. 5, a cosine from 1e-4 to 1e-6."""
+        return cls(
+            epochs=1.0, pointing_share=0.0, static_steps=0, pointing_weight=0.0, learning_rate=1e-4, warmup=0,
+            schedule="cosine", last_share=0.01,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,8 +99,8 @@ class TrainingProgress:
     held_out_accuracy: float | None = None
 
 
-def train_tokens(
-    hypernetwork: TokensHypernetwork,
+def train_hypernetwork(
+    hypernetwork: TokensHypernetwork | PooledHypernetwork,
     llm: FrozenLLM,
     data: TrainingData,
     config: TrainingConfig,
@@ -95,10 +109,11 @@ def train_tokens(
     is_started: bool = False,
     reranker: Reranker | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-) -> TokensHypernetwork:
-    """Train a `tokens` hypernetwork, in place, and return it.
+) -> None:
+    """Train a hypernetwork in place.
 
-    The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on.
+    The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on. `pooled` is trained by
+    Eq. 5 from the first step to the last, whatever the config says of the other parts.
 
     Args:
         is_started: the hypernetwork was trained before and keeps its statistics of the LLM.
@@ -109,15 +124,23 @@ def train_tokens(
             checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(hypernetwork, llm, data, config.n_per_passage, reranker)
+    run: Run
+    if isinstance(hypernetwork, PooledHypernetwork):
+        run = PooledRun(hypernetwork, llm, data, config.n_per_passage)
+        config = replace(config, pointing_share=0.0, static_steps=0)
+    else:
+        run = TokensRun(hypernetwork, llm, data, config.n_per_passage, reranker)
     held_out, train = _split(run, config)
     if len(train) < 2:
         raise TrainingError(
             f"{len(train)} passages with questions to train on, and {len(held_out)} kept out; a batch takes two",
             kept="nothing was trained", fix="give more questions",
         )  # fmt: skip
+    if config.epochs is not None:
+        n_batches = len(run.batches(train, f"{config.seed}/0", config.batch_pieces, config.batch_questions))
+        config = replace(config, steps=math.ceil(config.epochs * n_batches))
     loop = _Loop(run, config, folder / "checkpoint")
-    if not loop.resume() and not is_started:
+    if not loop.resume() and not is_started and isinstance(hypernetwork, TokensHypernetwork):
         draw = random.Random(config.seed)
         some = [question for passage in train for question in run.by_passage[passage]]
         chosen = draw.sample(some, min(len(some), _START_PROMPTS))
@@ -130,7 +153,6 @@ def train_tokens(
             if on_progress is not None:
                 on_progress(progress)
     loop.checkpoint()
-    return hypernetwork
 
 
 class _Loop:
@@ -216,10 +238,12 @@ class _Loop:
         first = self.answering_from or 0
         share, after = (0.0, config.pointing_share) if part == "pointing" else (self.answering_since, 1.0)
         within = min(1.0, max(0.0, (fraction - share) / max(after - share, 1e-9)))
-        factor = min(1, (self.done - first + 1) / config.warmup) * (0.03 + 0.97 * (1 - within))
+        left = 1 - within if config.schedule == "linear" else (1 + math.cos(math.pi * within)) / 2
+        rise = min(1, (self.done - first + 1) / config.warmup) if config.warmup else 1.0
+        factor = rise * (config.last_share + (1 - config.last_share) * left)
         _, is_static = self._part()
         for group in self.optimizer.param_groups:
-            half = 1.0 if part == "pointing" else 0.5
+            half = 0.5 if part == "answering" and isinstance(self.run, TokensRun) else 1.0
             group["lr"] = 0.0 if is_static else group["rate"] * half * factor
             if is_static and group["name"] == "static":
                 group["lr"] = config.static_rate * min(1, (self.done - first + 1) / 10)

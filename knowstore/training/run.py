@@ -1,23 +1,25 @@
-"""What one training step of the `tokens` hypernetwork computes: data as token ids, and the losses on a batch."""
+"""What one training step of a hypernetwork computes: data as token ids, and the losses on a batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from knowstore.experts.expert import Experts, word_weights
+from knowstore.experts.hypernetwork import Hypernetwork
 from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
 from knowstore.experts.tokens import Tokenised, TokensHypernetwork
 from knowstore.prompts import answer_target, question_prompt
 from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
-from knowstore.training.data import TrainingData
+from knowstore.training.data import QuestionRow, TrainingData
 from knowstore.training.losses import Pointers, pointers, pointing_accuracy, pointing_loss, silence_loss
 
 _MAX_QUESTION_TOKENS = 96
@@ -43,17 +45,20 @@ class PreparedQuestion:
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch; `answer` is None where Eq. 5 was not computed."""
+    """Of one batch; `answer` is None where Eq. 5 was not computed, `pointing` and `silence` of a kind that does not
+    point are."""
 
-    pointing: Tensor
-    silence: Tensor
     answer: Tensor | None
-    accuracy: float
+    pointing: Tensor | None = None
+    silence: Tensor | None = None
+    accuracy: float = 0.0
 
     def total(self, pointing_weight: float, silence_weight: float) -> Tensor:
         """Their weighted sum; silence counts as a part of pointing."""
-        beside = pointing_weight * (self.pointing + silence_weight * self.silence)
-        return beside if self.answer is None else self.answer + beside
+        parts = [] if self.answer is None else [self.answer]
+        if self.pointing is not None and self.silence is not None:
+            parts.append(pointing_weight * (self.pointing + silence_weight * self.silence))
+        return torch.stack(parts).sum()
 
 
 class Batch:
@@ -64,14 +69,85 @@ class Batch:
         self.rows = [(position, question) for position, some in enumerate(questions) for question in some]
 
 
-class Run:
-    """Data, models and the losses of one batch.
+class Run(ABC):
+    """Data, models and the losses of one batch, for one kind of hypernetwork.
+
+    Attributes:
+        questions: in token ids, by index in the data; those that cannot be trained on are left out.
+        by_passage: the questions of each passage.
+        lengths: of each passage, in the tokens that its expert is made from.
+    """
+
+    network: Hypernetwork
+    llm: FrozenLLM
+    questions: dict[int, PreparedQuestion]
+    by_passage: dict[int, list[int]]
+    lengths: list[int]
+
+    def prepare(
+        self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
+    ) -> None:
+        """Fill `questions` and `by_passage`, with at most so many questions of a passage."""
+        self.questions, self.by_passage = {}, {}
+        for index, row in enumerate(data.questions):
+            if len(self.by_passage.get(row.passage, ())) < n_per_passage and (found := prepared(row)) is not None:
+                self.questions[index] = found
+                self.by_passage.setdefault(row.passage, []).append(index)
+
+    @abstractmethod
+    def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
+        """All losses of a batch; Eq. 5 only when `is_answering`, for it runs the blocks above the mount layer."""
+
+    @abstractmethod
+    def static_loss(self, batch: Batch) -> Tensor:
+        """Eq. 5 with what belongs to no passage alone."""
+
+    @abstractmethod
+    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
+        """Eq. 5 with what a passage's expert knows of the answer at its best, or with another passage's."""
+
+    def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
+        """One epoch: passages of similar length together, at most so many word pieces and questions a batch."""
+        draw = random.Random(seed)
+        order = list(passages)
+        draw.shuffle(order)
+        out: list[list[int]] = []
+        for first in range(0, len(order), _BUCKET):
+            part = sorted(order[first : first + _BUCKET], key=lambda p: self.lengths[p])
+            batch: list[int] = []
+            for passage in part:
+                n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
+                padded = (len(batch) + 1) * self.lengths[passage]
+                if len(batch) > 1 and (padded > n_pieces or n_asked > n_questions):
+                    out.append(batch)
+                    batch = []
+                batch.append(passage)
+            if len(batch) > 1:
+                out.append(batch)
+        draw.shuffle(out)
+        return [Batch(batch, [self.by_passage[p] for p in batch]) for batch in out]
+
+    def answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
+        """Eq. 5 under what is mounted: the mean over all answer tokens of `questions`, whose padded ids are (Q, T)."""
+        is_target = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, question in enumerate(questions):
+            is_target[row, question.n_question : len(question.ids)] = True
+        is_target = is_target[:, 1:].to(ids.device)
+        final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
+        return cross_entropy(logits.float(), ids[:, 1:][is_target])
+
+
+class TokensRun(Run):
+    """Of the `tokens` hypernetwork.
 
     Args:
         network, llm, data: what is trained, for what, on what.
         n_per_passage: most questions of a passage.
         reranker: weighs the neurons in Eq. 5 as it will when they are served; None draws weights that look alike.
     """
+
+    network: TokensHypernetwork
 
     def __init__(
         self,
@@ -83,39 +159,10 @@ class Run:
     ) -> None:
         self.network, self.llm, self.data, self.reranker = network, llm, data, reranker
         self.passages = [network.tokenise(llm, passage) for passage in data.passages]
-        self.questions: dict[int, PreparedQuestion] = {}
-        self.by_passage: dict[int, list[int]] = {}
-        for index, row in enumerate(data.questions):
-            if len(self.by_passage.get(row.passage, ())) >= n_per_passage:
-                continue
-            prepared = _prepared(llm, row.question, row.answers[0], self.passages[row.passage])
-            if prepared is not None:
-                self.questions[index] = prepared
-                self.by_passage.setdefault(row.passage, []).append(index)
-
-    def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
-        """One epoch: passages of similar length together, at most so many word pieces and questions a batch."""
-        draw = random.Random(seed)
-        order = list(passages)
-        draw.shuffle(order)
-        out: list[list[int]] = []
-        for first in range(0, len(order), _BUCKET):
-            part = sorted(order[first : first + _BUCKET], key=lambda p: len(self.passages[p].piece_ids))
-            batch: list[int] = []
-            for passage in part:
-                n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
-                padded = (len(batch) + 1) * len(self.passages[passage].piece_ids)
-                if len(batch) > 1 and (padded > n_pieces or n_asked > n_questions):
-                    out.append(batch)
-                    batch = []
-                batch.append(passage)
-            if len(batch) > 1:
-                out.append(batch)
-        draw.shuffle(out)
-        return [Batch(batch, [self.by_passage[p] for p in batch]) for batch in out]
+        self.lengths = [len(one.piece_ids) for one in self.passages]
+        self.prepare(data, n_per_passage, lambda row: pointed_question(llm, row, self.passages[row.passage]))
 
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
-        """All losses of a batch; Eq. 5 only when `is_answering`, for it runs the blocks above the mount layer."""
         network, llm = self.network, self.llm
         tokenised = [self.passages[p] for p in batch.passages]
         with torch.autocast(network.const.device.type, torch.bfloat16):
@@ -134,7 +181,7 @@ class Run:
                     torch.cat([up[own], up[other]], 2), torch.cat([down[own], down[other]], 1), weights
                 )
                 with mount(llm.model, experts, network.config.layer), llm.watched(network.config.layer) as seen:
-                    answer = self._answer_loss(questions, ids)
+                    answer = self.answer_loss(questions, ids)
                 x = seen[0]
             else:
                 with mount(llm.model, self._experts(None, None, None), network.config.layer):
@@ -143,15 +190,15 @@ class Run:
         at = _answer_states(x, questions)
         scores = network.scores(at, keys[own])
         return Losses(
+            answer,
             pointing_loss(scores, tokens.mask[own], where),
             silence_loss(network.scores(at, keys[other]), tokens.mask[other], where),
-            answer,
             float(pointing_accuracy(scores.detach(), where).float().mean()),
         )
 
     @torch.no_grad()
     def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
-        """Eq. 5 with the sentence that holds the answer mounted alone, or with a sentence of another passage."""
+        """With the sentence that holds the answer mounted alone, or with a sentence of another passage."""
         network, llm = self.network, self.llm
         tokenised = [self.passages[p] for p in batch.passages]
         with torch.autocast(network.const.device.type, torch.bfloat16):
@@ -166,15 +213,15 @@ class Run:
             weights[row, first:last] = 1.0
         ids = pad_ids([q.ids for q in questions]).to(llm.device)
         with mount(llm.model, self._experts(up[chosen], down[chosen], weights), network.config.layer):
-            return float(self._answer_loss(questions, ids))
+            return float(self.answer_loss(questions, ids))
 
     def static_loss(self, batch: Batch) -> Tensor:
-        """Eq. 5 with the static expert and the query experts alone."""
+        """With the static expert and the query experts."""
         questions = [self.questions[q] for _, q in batch.rows]
         ids = pad_ids([q.ids for q in questions]).to(self.llm.device)
         experts = self._experts(None, None, None)
         with plain_attention(self.llm), mount(self.llm.model, experts, self.network.config.layer):
-            return self._answer_loss(questions, ids)
+            return self.answer_loss(questions, ids)
 
     def _experts(self, up: Tensor | None, down: Tensor | None, weights: Tensor | None) -> Experts:
         llm, network = self.llm, self.network
@@ -188,15 +235,6 @@ class Run:
             query=None if query is None else query.to(llm.device, llm.dtype),
             max_norm=network.config.max_norm,
         )
-
-    def _answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
-        is_target = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, question in enumerate(questions):
-            is_target[row, question.n_question : len(question.ids)] = True
-        is_target = is_target[:, 1:].to(ids.device)
-        final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
-        return cross_entropy(logits.float(), ids[:, 1:][is_target])
 
     def _pointers(self, questions: Sequence[PreparedQuestion], batch: Batch, n_tokens: int) -> Pointers:
         sentences = [
@@ -269,20 +307,28 @@ def plain_attention(llm: FrozenLLM) -> Iterator[None]:
         llm.model.set_attn_implementation(before)
 
 
-def _prepared(llm: FrozenLLM, question: str, answer: str, passage: Tokenised) -> PreparedQuestion | None:
-    """The question in token ids, or None when the answer's tokens do not stand within a sentence of the passage."""
-    asked = llm.prompt_ids(question_prompt(question))
-    written = llm.prompt_ids(answer_target(answer), is_start=False)
-    body = written[:-1]
+def written_question(llm: FrozenLLM, row: QuestionRow) -> PreparedQuestion | None:
+    """A question with its answer in token ids, wherever that stands; None when the question is too long."""
+    asked = llm.prompt_ids(question_prompt(row.question))
+    written = llm.prompt_ids(answer_target(row.answers[0]), is_start=False)
+    if len(written) < 2 or len(asked) > _MAX_QUESTION_TOKENS:
+        return None
+    return PreparedQuestion(asked + written, len(asked), [], row.segment)
+
+
+def pointed_question(llm: FrozenLLM, row: QuestionRow, passage: Tokenised) -> PreparedQuestion | None:
+    """The same with the answer's places; None also when its tokens do not stand within a sentence of the passage."""
+    found = written_question(llm, row)
+    if found is None:
+        return None
+    body = found.ids[found.n_question : -1]
     starts, sentence = [], None
     for position, (first, last) in enumerate(passage.spans):
         for place in range(first, last - len(body) + 1):
             if passage.ids[place : place + len(body)] == body:
                 starts.append(place)
                 sentence = position if sentence is None else sentence
-    if sentence is None or not body or len(asked) > _MAX_QUESTION_TOKENS:
-        return None
-    return PreparedQuestion(asked + written, len(asked), starts, sentence)
+    return None if sentence is None else replace(found, starts=starts, sentence=sentence)
 
 
 def _answer_states(x: Tensor, questions: Sequence[PreparedQuestion]) -> Tensor:

@@ -12,10 +12,21 @@ import torch
 
 from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
-from knowstore.experts import FrozenLLM, PassageInput, TokensConfig, TokensHypernetwork, load_hypernetwork
+from knowstore.experts import (
+    FrozenLLM,
+    PassageInput,
+    PooledConfig,
+    PooledHypernetwork,
+    TokensConfig,
+    TokensHypernetwork,
+    combine,
+    load_hypernetwork,
+    mount,
+)
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem, relevance
-from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_tokens
-from knowstore.training.run import Run
+from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training.pooled import PooledRun
+from knowstore.training.run import Batch, TokensRun
 
 NAMES = ("Rome", "Lyon", "Ostia", "Tiber", "Saône", "Remus")
 PLACES = ("the sea", "a river", "the town", "a king", "the end", "it")
@@ -54,7 +65,8 @@ def train(tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData, 
     ) -> TokensHypernetwork:
         torch.manual_seed(0)
         fresh = TokensHypernetwork(replace(config, trained_steps=0), load_base(config.base))
-        return train_tokens(fresh, tiny_llm, rows, settings, tmp_path / folder, on_progress=on_progress)
+        train_hypernetwork(fresh, tiny_llm, rows, settings, tmp_path / folder, on_progress=on_progress)
+        return fresh
 
     return run
 
@@ -78,7 +90,7 @@ def test_neurons_weigh_in_training_what_the_reranker_says(
     base = load_base(config.base)
     torch.manual_seed(0)
     reranker = JointReranker(JointModel(load_base(config.base)), JointConfig(base.digest))
-    run = Run(TokensHypernetwork(config, base), tiny_llm, data, 6, reranker)
+    run = TokensRun(TokensHypernetwork(config, base), tiny_llm, data, 6, reranker)
     question = run.by_passage[1][1]
     items = [RerankItem(one.title, one.text, one.spans) for one in data.passages[1:3]]
     scores = reranker.score(data.questions[question].question, items)
@@ -92,6 +104,37 @@ def test_neurons_weigh_in_training_what_the_reranker_says(
     by_word = run.reranked_weights(reranker, question, [1, 2], is_of_words=True)
     assert [max(found) for found in by_word] == pytest.approx(r)
     assert len(by_word[0]) == len(by_sentence[0])
+
+
+def test_pooled_is_trained_by_the_papers_recipe(tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8))
+    settings = replace(TrainingConfig.paper(), batch_questions=4, n_held_out=1, learning_rate=2e-2, epochs=30.0)
+    seen: list[TrainingProgress] = []
+    train_hypernetwork(network, tiny_llm, data, settings, tmp_path / "run", on_progress=seen.append)
+    answers = [progress.answer for progress in seen if progress.answer is not None]
+    assert len(answers) == len(seen) == 30
+    assert sum(answers[-5:]) < 0.8 * sum(answers[:5])
+    assert {progress.part for progress in seen} == {"answering"}
+
+
+def test_the_nats_of_pooled_are_those_of_its_mounted_expert(tiny_llm: FrozenLLM, data: TrainingData) -> None:
+    torch.manual_seed(0)
+    network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8))
+    run = PooledRun(network, tiny_llm, data, 6)
+    batch = Batch([0, 2], [run.by_passage[0], run.by_passage[2]])
+    for is_own, passages in ((True, (0, 2)), (False, (2, 0))):
+        experts = network.generate(tiny_llm, [data.passages[passage] for passage in passages])
+        nats, n = 0.0, 0
+        for expert, (_, question) in zip(experts, batch.rows, strict=True):
+            asked = run.questions[question]
+            mounted = combine([[(expert, 1.0, None)]], device=tiny_llm.device, dtype=tiny_llm.dtype)
+            with torch.inference_mode(), mount(tiny_llm.model, mounted, 1):
+                logits = tiny_llm.model(torch.tensor([asked.ids])).logits[0].float().log_softmax(-1)
+            for place in range(asked.n_question, len(asked.ids)):
+                nats -= float(logits[place - 1, asked.ids[place]])
+                n += 1
+        assert run.answer_nats(batch, is_own=is_own) == pytest.approx(nats / n, rel=1e-3)
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(train: Train, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Training of the `pooled` hypernetwork, the paper's, by Eq. 5 alone: what every other design is measured against."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from knowstore.experts.expert import Experts, Factors
+from knowstore.experts.llm import FrozenLLM, pad_ids
+from knowstore.experts.mount import mount
+from knowstore.experts.pooled import PooledHypernetwork
+from knowstore.training.data import TrainingData
+from knowstore.training.run import Batch, Losses, Run, plain_attention, written_question
+
+
+class PooledRun(Run):
+    """Of the `pooled` hypernetwork; it has no static part, so that its experts teach the format as well.
+
+    Args:
+        network, llm, data: what is trained, for what, on what.
+        n_per_passage: most questions of a passage.
+    """
+
+    network: PooledHypernetwork
+
+    def __init__(self, network: PooledHypernetwork, llm: FrozenLLM, data: TrainingData, n_per_passage: int) -> None:
+        self.network, self.llm = network, llm
+        self.means = network.mean_embeddings(llm, data.passages)  # (N, D)
+        self.lengths = [1] * len(data.passages)  # a mean is as long as any other
+        self.prepare(data, n_per_passage, lambda row: written_question(llm, row))
+
+    def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
+        own = [position for position, _ in batch.rows]
+        return Losses(self._answer(batch, own) if is_answering else None)
+
+    def static_loss(self, batch: Batch) -> Tensor:
+        raise NotImplementedError("the pooled hypernetwork has no static expert")
+
+    @torch.no_grad()
+    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
+        chosen = [position if is_own else (position + 1) % len(batch.passages) for position, _ in batch.rows]
+        return float(self._answer(batch, chosen))
+
+    def _answer(self, batch: Batch, chosen: list[int]) -> Tensor:
+        """Eq. 5 with the experts of the passages at positions `chosen` of the batch, one for each question."""
+        llm = self.llm
+        questions = [self.questions[question] for _, question in batch.rows]
+        ids = pad_ids([question.ids for question in questions]).to(llm.device)
+        four = self.network.factors(self.network.latents(self.means[batch.passages]))
+        each = (four.up1, four.up2, four.dw1, four.dw2)
+        experts = Experts(
+            factors=Factors(*(part[chosen][:, None].to(llm.device, llm.dtype) for part in each)),
+            factor_weights=torch.ones(len(chosen), 1, device=llm.device, dtype=llm.dtype),
+            max_norm=self.network.config.max_norm,
+        )
+        with plain_attention(llm), mount(llm.model, experts, self.network.config.layer):
+            return self.answer_loss(questions, ids)
