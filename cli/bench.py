@@ -55,6 +55,33 @@ def controls(
         session.output.result(found, "")
 
 
+@command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
+def rerank(
+    session: Session,
+    data: Annotated[
+        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
+    ],
+    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
+    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 200,
+    candidates: Annotated[int, typer.Option(min=1, help="Passages that are proposed to the reranker.")] = 20,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+) -> None:
+    """Count how often the right passage comes first in a corpus, before and after the reranker; needs no store."""
+    from knowstore.bench import run_rerank
+
+    session.kept = "nothing, for a measurement changes nothing"
+    found: dict[str, Any] = run_rerank(
+        data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
+        on_progress=session.output.progress,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = found["rows"]
+    if session.output.is_plain:
+        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+        session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
+    else:
+        session.output.result(found, "")
+
+
 @command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")
 def ask(
     session: Session,

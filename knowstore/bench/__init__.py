@@ -3,5 +3,6 @@
 from knowstore.bench.controls import run_controls
 from knowstore.bench.latency import run_ask
 from knowstore.bench.plots import can_plot, plot_controls, plot_training
+from knowstore.bench.reranking import run_rerank
 
-__all__ = ["can_plot", "plot_controls", "plot_training", "run_ask", "run_controls"]
+__all__ = ["can_plot", "plot_controls", "plot_training", "run_ask", "run_controls", "run_rerank"]
