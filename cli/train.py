@@ -50,6 +50,9 @@ def hypernetwork(
     recipe: Annotated[
         Literal["ours", "paper"], typer.Option(help="The paper's is one epoch of Eq. 5, AdamW, cosine from 1e-4.")
     ] = "ours",
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many validations without a gain, and keep the best weights.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="A trained hypernetwork to go on from; it brings layer and bound.")
     ] = None,
@@ -83,7 +86,7 @@ def hypernetwork(
     wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions}
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share}
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
-    config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed))
+    config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed, patience=patience))
     if minutes is not None:
         config = replace(config, epochs=None)
     config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
@@ -154,6 +157,8 @@ class _Log:
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
         self.gold: float | None = None
         self.shuffled: float | None = None
+        self.gold_em: float | None = None
+        self.shuffled_em: float | None = None
 
     @property
     def quality(self) -> str:
@@ -162,7 +167,8 @@ class _Log:
             return "not validated"
         return (
             f"nats per answer token on questions kept out: {self.gold:.2f} with the passage's expert, "
-            f"{self.shuffled:.2f} with another passage's"
+            f"{self.shuffled:.2f} with another passage's; exact answers: {self.gold_em or 0:.0%} and "
+            f"{self.shuffled_em or 0:.0%}"
         )
 
     def __call__(self, progress: TrainingProgress) -> None:
@@ -170,6 +176,7 @@ class _Log:
         detail = f"step {progress.step}, {progress.part}, loss {progress.loss:.2f}"
         if progress.held_out_accuracy is not None:
             self.gold, self.shuffled = progress.gold, progress.shuffled
+            self.gold_em, self.shuffled_em = progress.gold_em, progress.shuffled_em
             self._output.note(
                 f"{progress.seconds:.0f} s, {detail}; on questions kept out the first token is right within its "
                 f"sentence for {progress.held_out_accuracy:.0%}; {self.quality}"

@@ -20,6 +20,8 @@ _MEASURED = {
     "held_out_accuracy": "first token right within its sentence",
     "sentence_accuracy": "sentence right",
     "gold_first": "passage first",
+    "gold_em": "exact answers with the passage's expert",
+    "shuffled_em": "exact answers with another's",
 }
 
 

@@ -44,7 +44,8 @@ class TrainingConfig:
     `warmup` steps, then fall to `last_share` of themselves, linearly or as a cosine. A batch holds up to
     `batch_questions` questions on passages of up to `batch_pieces` word pieces in all; a passage gives up to
     `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that they stand in, are kept out to
-    validate.
+    validate; of these the answers to about `n_generated` are generated. With a `patience` the run ends after so many
+    validations in a row that did not raise gold minus shuffled F1, and the best weights are kept.
     """
 
     minutes: float = 75.0
@@ -66,6 +67,8 @@ class TrainingConfig:
     silence_weight: float = 0.3
     pointing_weight: float = 0.3
     n_held_out: int = 200
+    n_generated: int = 60
+    patience: int | None = None
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
     seed: int = 0
@@ -84,7 +87,8 @@ class TrainingProgress:
     """One line of the log. `loss` is the sum that the step minimised; `answer` is Eq. 5 in nats per answer token,
     None while pointing; `accuracy` is the share of questions whose first answer token is pointed at within its
     sentence. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's expert and
-    with another's; `held_out_accuracy` is on the same questions."""
+    with another's; `held_out_accuracy` is on the same questions, and `gold_em`,
+    `gold_f1`, `shuffled_em` and `shuffled_f1` are of answers that were generated to some of them."""
 
     step: int
     seconds: float
@@ -97,6 +101,10 @@ class TrainingProgress:
     gold: float | None = None
     shuffled: float | None = None
     held_out_accuracy: float | None = None
+    gold_em: float | None = None
+    gold_f1: float | None = None
+    shuffled_em: float | None = None
+    shuffled_f1: float | None = None
 
 
 def train_hypernetwork(
@@ -153,6 +161,8 @@ def train_hypernetwork(
             if on_progress is not None:
                 on_progress(progress)
     loop.checkpoint()
+    if loop.best:
+        hypernetwork.load_state_dict(loop.best, strict=False)
 
 
 class _Loop:
@@ -172,6 +182,9 @@ class _Loop:
         )  # fmt: skip
         self.trained = list(named.values())
         self.done = 0
+        self.best_gain: float | None = None
+        self.best: dict[str, Tensor] = {}
+        self.n_worse = 0
         self.answering_from: int | None = None
         self.answering_since = config.pointing_share
         self.started = self.saved = time.monotonic()
@@ -184,6 +197,8 @@ class _Loop:
     @property
     def fraction(self) -> float:
         """How much of the run is behind."""
+        if self.config.patience is not None and self.n_worse >= self.config.patience:
+            return 1.0
         if self.config.steps is None:
             return self.seconds / (60 * self.config.minutes)
         return self.done / self.config.steps
@@ -215,17 +230,29 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_(self.trained, config.max_gradient_norm).item()
         self.optimizer.step()
         self.done += 1
-        gold = shuffled = accuracy = None
+        measured: dict[str, float] = {}
         if held_out and self.done % config.validate_every == 0:
-            gold, shuffled, accuracy = self._validate(held_out)
+            measured = self._validate(held_out)
+            self._judge(measured)
         if time.monotonic() - self.saved >= config.checkpoint_every_s:
             self.checkpoint()
         return TrainingProgress(
             self.done, self.seconds, self.fraction, part, loss.item(), norm,
             accuracy=0.0 if found is None else found.accuracy,
             answer=loss.item() if found is None else None if found.answer is None else found.answer.item(),
-            gold=gold, shuffled=shuffled, held_out_accuracy=accuracy,
+            **measured,
         )  # fmt: skip
+
+    def _judge(self, measured: dict[str, float]) -> None:
+        """Keep the weights of the best validation so far, and note how many came after it."""
+        if self.config.patience is None or "gold_f1" not in measured:
+            return
+        gain = measured["gold_f1"] - measured["shuffled_f1"]
+        if self.best_gain is None or gain > self.best_gain:
+            own = self.run.network.own_tensors()
+            self.best_gain, self.best, self.n_worse = gain, {name: t.clone() for name, t in own.items()}, 0
+        else:
+            self.n_worse += 1
 
     def _part(self) -> tuple[str, bool]:
         """The part of the run, and whether the static expert is trained alone."""
@@ -264,20 +291,31 @@ class _Loop:
         self.batches = self.run.batches(train, seed, config.batch_pieces, config.batch_questions)
 
     @torch.no_grad()
-    def _validate(self, held_out: Sequence[int]) -> tuple[float | None, float | None, float]:
-        """Nats per answer token with the passage's expert and with another's, and how often pointing is right."""
+    def _validate(self, held_out: Sequence[int]) -> dict[str, float]:
+        """What `TrainingProgress` says of the questions kept out; only pointing while nothing else is trained."""
         config, run = self.config, self.run
         run.network.eval()
         batches = run.batches(held_out, "held out", config.batch_pieces, config.batch_questions)
-        is_answering = self.answering_from is not None
-        totals, n = torch.zeros(3), 0
+        sums: dict[str, float] = {}
+        n_questions, n_generated = sum(len(batch.rows) for batch in batches), 0
         for batch in batches:
-            pointed = run.losses(batch, random.Random(0), is_answering=False).accuracy
-            nats = [run.answer_nats(batch, is_own=is_own) if is_answering else 0.0 for is_own in (True, False)]
-            totals += len(batch.rows) * torch.tensor([*nats, pointed])
-            n += len(batch.rows)
-        gold, shuffled, accuracy = (totals / max(n, 1)).tolist()
-        return (gold, shuffled, accuracy) if is_answering else (None, None, accuracy)
+            n = len(batch.rows)
+            found = {"held_out_accuracy": n * run.losses(batch, random.Random(0), is_answering=False).accuracy}
+            if self.answering_from is not None:
+                is_generated = n_generated < config.n_generated
+                for control, is_own in (("gold", True), ("shuffled", False)):
+                    found[control] = n * run.answer_nats(batch, is_own=is_own)
+                    if is_generated:
+                        scores = run.scores(batch, is_own=is_own)
+                        found[f"{control}_em"] = sum(em for em, _ in scores)
+                        found[f"{control}_f1"] = sum(f1 for _, f1 in scores)
+                n_generated += n if is_generated else 0
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {
+            name: value / (n_generated if name.endswith(("_em", "_f1")) else n_questions)
+            for name, value in sums.items()
+        }
 
     def checkpoint(self) -> None:
         """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
@@ -285,12 +323,14 @@ class _Loop:
         tensors = {f"weights/{name}": t for name, t in self.run.network.own_tensors().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         name = f"step-{self.done}.safetensors"
         save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, self.folder / name)
         described = {
             "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
             "config": asdict(self.config),
             "answering_from": self.answering_from, "answering_since": self.answering_since,
+            "best_gain": self.best_gain, "n_worse": self.n_worse,
         }  # fmt: skip
         temporary = self.folder / "run.json.new"
         temporary.write_text(json.dumps(described), "utf-8")
@@ -326,6 +366,8 @@ class _Loop:
         self.epoch, self.position = described["epoch"], described["position"]
         self.done, self.started = described["step"], time.monotonic() - described["seconds"]
         self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
+        self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
+        self.best_gain, self.n_worse = described["best_gain"], described["n_worse"]
         return True
 
 

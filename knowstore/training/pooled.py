@@ -32,28 +32,29 @@ class PooledRun(Run):
         self.prepare(data, n_per_passage, lambda row: written_question(llm, row))
 
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
-        own = [position for position, _ in batch.rows]
-        return Losses(self._answer(batch, own) if is_answering else None)
+        if not is_answering:
+            return Losses(None)
+        experts = self._experts(batch, [position for position, _ in batch.rows])
+        questions = [self.questions[question] for _, question in batch.rows]
+        ids = pad_ids([question.ids for question in questions]).to(self.llm.device)
+        with plain_attention(self.llm), mount(self.llm.model, experts, self.network.config.layer):
+            return Losses(self.answer_loss(questions, ids))
 
     def static_loss(self, batch: Batch) -> Tensor:
         raise NotImplementedError("the pooled hypernetwork has no static expert")
 
     @torch.no_grad()
-    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
+    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
         chosen = [position if is_own else (position + 1) % len(batch.passages) for position, _ in batch.rows]
-        return float(self._answer(batch, chosen))
+        return self._experts(batch, chosen)
 
-    def _answer(self, batch: Batch, chosen: list[int]) -> Tensor:
-        """Eq. 5 with the experts of the passages at positions `chosen` of the batch, one for each question."""
+    def _experts(self, batch: Batch, chosen: list[int]) -> Experts:
+        """Those of the passages at positions `chosen` of the batch, one for each question."""
         llm = self.llm
-        questions = [self.questions[question] for _, question in batch.rows]
-        ids = pad_ids([question.ids for question in questions]).to(llm.device)
         four = self.network.factors(self.network.latents(self.means[batch.passages]))
         each = (four.up1, four.up2, four.dw1, four.dw2)
-        experts = Experts(
+        return Experts(
             factors=Factors(*(part[chosen][:, None].to(llm.device, llm.dtype) for part in each)),
             factor_weights=torch.ones(len(chosen), 1, device=llm.device, dtype=llm.dtype),
             max_norm=self.network.config.max_norm,
         )
-        with plain_attention(llm), mount(llm.model, experts, self.network.config.layer):
-            return self.answer_loss(questions, ids)

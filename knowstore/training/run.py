@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from knowstore.config import GenerationConfig
+from knowstore.evaluation import exact_match, token_f1
 from knowstore.experts.expert import Experts, word_weights
+from knowstore.experts.generation import Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork
 from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
@@ -80,6 +83,7 @@ class Run(ABC):
 
     network: Hypernetwork
     llm: FrozenLLM
+    data: TrainingData
     questions: dict[int, PreparedQuestion]
     by_passage: dict[int, list[int]]
     lengths: list[int]
@@ -87,7 +91,8 @@ class Run(ABC):
     def prepare(
         self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
     ) -> None:
-        """Fill `questions` and `by_passage`, with at most so many questions of a passage."""
+        """Keep the data and fill `questions` and `by_passage`, with at most so many questions of a passage."""
+        self.data = data
         self.questions, self.by_passage = {}, {}
         for index, row in enumerate(data.questions):
             if len(self.by_passage.get(row.passage, ())) < n_per_passage and (found := prepared(row)) is not None:
@@ -103,8 +108,27 @@ class Run(ABC):
         """Eq. 5 with what belongs to no passage alone."""
 
     @abstractmethod
+    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
+        """For each question what its passage's expert knows of the answer at its best, or another passage's."""
+
+    @torch.no_grad()
     def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
-        """Eq. 5 with what a passage's expert knows of the answer at its best, or with another passage's."""
+        """Eq. 5 under `validated`, in nats per answer token."""
+        questions = [self.questions[question] for _, question in batch.rows]
+        ids = pad_ids([question.ids for question in questions]).to(self.llm.device)
+        with mount(self.llm.model, self.validated(batch, is_own=is_own), self.network.config.layer):
+            return float(self.answer_loss(questions, ids))
+
+    def scores(self, batch: Batch, *, is_own: bool) -> list[tuple[float, float]]:
+        """EM and F1 of the answer that is generated to each question under `validated`, greedily and to its end."""
+        rows = [self.data.questions[question] for _, question in batch.rows]
+        prompts = [Prompt("", question_prompt(row.question)) for row in rows]
+        experts = self.validated(batch, is_own=is_own)
+        texts = generate(self.llm, prompts, experts, self.network.config.layer, GenerationConfig())
+        return [
+            (exact_match(one.text, row.answers), token_f1(one.text, row.answers))
+            for one, row in zip(texts, rows, strict=True)
+        ]
 
     def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
         """One epoch: passages of similar length together, at most so many word pieces and questions a batch."""
@@ -157,7 +181,7 @@ class TokensRun(Run):
         n_per_passage: int,
         reranker: Reranker | None = None,
     ) -> None:
-        self.network, self.llm, self.data, self.reranker = network, llm, data, reranker
+        self.network, self.llm, self.reranker = network, llm, reranker
         self.passages = [network.tokenise(llm, passage) for passage in data.passages]
         self.lengths = [len(one.piece_ids) for one in self.passages]
         self.prepare(data, n_per_passage, lambda row: pointed_question(llm, row, self.passages[row.passage]))
@@ -197,23 +221,20 @@ class TokensRun(Run):
         )
 
     @torch.no_grad()
-    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
-        """With the sentence that holds the answer mounted alone, or with a sentence of another passage."""
+    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
+        """The sentence that holds the answer alone, or a sentence of another passage."""
         network, llm = self.network, self.llm
         tokenised = [self.passages[p] for p in batch.passages]
         with torch.autocast(network.const.device.type, torch.bfloat16):
             tokens = network.tokens(tokenised, network.codes(tokenised))
             up, down = network.neurons(network.keys(llm, tokens), network.values(llm, tokens), tokens.mask)
-        questions = [self.questions[q] for _, q in batch.rows]
         chosen = [position if is_own else (position + 1) % len(tokenised) for position, _ in batch.rows]
-        weights = torch.zeros(len(questions), up.shape[2])
-        for row, (position, question) in enumerate(zip(chosen, questions, strict=True)):
-            spans = tokenised[position].spans
-            first, last = spans[question.sentence if is_own else question.sentence % len(spans)]
+        weights = torch.zeros(len(chosen), up.shape[2])
+        for row, (position, (_, question)) in enumerate(zip(chosen, batch.rows, strict=True)):
+            spans, sentence = tokenised[position].spans, self.questions[question].sentence
+            first, last = spans[sentence if is_own else sentence % len(spans)]
             weights[row, first:last] = 1.0
-        ids = pad_ids([q.ids for q in questions]).to(llm.device)
-        with mount(llm.model, self._experts(up[chosen], down[chosen], weights), network.config.layer):
-            return float(self.answer_loss(questions, ids))
+        return self._experts(up[chosen], down[chosen], weights)
 
     def static_loss(self, batch: Batch) -> Tensor:
         """With the static expert and the query experts."""

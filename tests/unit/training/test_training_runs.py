@@ -25,6 +25,7 @@ from knowstore.experts import (
 )
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem, relevance
 from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training.hypernetwork import _Loop
 from knowstore.training.pooled import PooledRun
 from knowstore.training.run import Batch, TokensRun
 
@@ -135,6 +136,22 @@ def test_the_nats_of_pooled_are_those_of_its_mounted_expert(tiny_llm: FrozenLLM,
                 nats -= float(logits[place - 1, asked.ids[place]])
                 n += 1
         assert run.answer_nats(batch, is_own=is_own) == pytest.approx(nats / n, rel=1e-3)
+
+
+def test_a_run_without_gain_ends_early_with_the_best_weights(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = iter([(0.2, 0.1), (0.5, 0.1), (0.4, 0.1), (0.3, 0.0), (0.9, 0.0)])
+    seen: list[torch.Tensor] = []
+
+    def validate(loop: _Loop, _: object) -> dict[str, float]:
+        weights = loop.run.network.own_tensors()
+        seen.append(weights["key_code.weight"].clone())
+        return dict(zip(("gold_f1", "shuffled_f1"), next(gains), strict=True))
+
+    monkeypatch.setattr(_Loop, "_validate", validate)
+    trained = train(replace(CONFIG, pointing_share=0.0, static_steps=0, validate_every=2, patience=2, steps=20))
+    assert len(seen) == 4
+    assert torch.equal(trained.key_code.weight, seen[1])
+    assert not torch.equal(seen[1], seen[3])
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(train: Train, tmp_path: Path) -> None:
