@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.config import GenerationConfig, Grain, ModelConfig
+from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 from knowstore.prompts import passages_prompt, question_prompt
@@ -56,9 +56,10 @@ def run_controls(
 ) -> dict[str, object]:
     """Ask the questions of QA files under each control, greedily, and score the answers.
 
-    Methods: the hypernetwork's kind with its words weighed by the reranker, as served; `KIND, sentences` and `KIND,
-    passages`, weighed at those coarser grains; `KIND, sentence known`, with the sentence that holds the answer
-    known, on the questions that have one; and `rag`, the passage in the prompt and no expert.
+    Methods: the hypernetwork's kind with its sentences weighed by the reranker, as `ask` does by default; of a kind
+    that has segments also `KIND, words` and `KIND, passages`, weighed at a finer and at a coarser grain, and `KIND,
+    sentence known`, with the sentence that holds the answer known, on the questions that have one; and `rag`, the
+    passage in the prompt and no expert.
 
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
@@ -136,8 +137,13 @@ class _Bench:
             ("rag", "shuffled", everything, [self.others[i] for i in everything], False),
             (kind, "static", everything, None, True),
         ]
-        self.grains = {kind: "words", f"{kind}, sentences": "sentences", f"{kind}, passages": "passages"}
-        self.grains[f"{kind}, sentence known"] = "known"
+        self.grains = {kind: RetrievalConfig().grain}
+        if any(len(expert.segment_ranks) > 1 for expert in self.experts):
+            self.grains |= {
+                f"{kind}, words": "words",
+                f"{kind}, passages": "passages",
+                f"{kind}, sentence known": "known",
+            }
         for method, grain in self.grains.items():
             asked = known if grain == "known" else everything
             runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))

@@ -181,8 +181,7 @@ class TokensHypernetwork(Hypernetwork):
             spans.append((len(ids), len(ids) + len(new)))
             ids += new
             ends += [len(text) + end for end in new_ends[: len(new)]]
-            within = [max(first, first - 1 + end) for end in (0, *new_ends[: len(new)])]
-            places += pairwise(within)
+            places += _places(sentence, first - 1, new_ends[: len(new)])
             text += sentence
         return text, ids, ends, spans, places
 
@@ -286,6 +285,22 @@ def _zero(inner: int, outer: int) -> nn.Linear:
 
 def _normals(shapes: Iterable[tuple[tuple[int, int], float]]) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.randn(shape) * scale) for shape, scale in shapes)
+
+
+def _places(sentence: str, shift: int, ends: Sequence[int]) -> list[tuple[int, int]]:
+    """The characters of each token of a sentence, by where it ends, moved by `shift`.
+
+    A token that is a blank alone, as before a number, stands for what the next one does; one that is the rest of
+    a character's bytes for what the one before does.
+    """
+    places: list[tuple[int, int]] = []
+    for start, end in pairwise((0, *ends)):
+        places.append((start, end) if end > start or not places else places[-1])
+    for position in range(len(places) - 2, -1, -1):
+        start, end = places[position]
+        if not sentence[start:end].strip():
+            places[position] = (start, places[position + 1][1])
+    return [(max(start, 1) + shift, max(end, 1) + shift) for start, end in places]
 
 
 def _pieces(ends: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:

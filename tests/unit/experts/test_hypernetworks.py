@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from knowstore.experts import (
     load_hypernetwork,
 )
 from knowstore.experts.llm import pad_ids
+from knowstore.experts.tokens import _places
 from knowstore.prompts import question_prompt
 
 
@@ -146,7 +146,15 @@ def test_each_neuron_stands_for_its_own_characters(
         own = places[end - rank : end]
         assert own[0][0] == start
         assert own[-1][1] == stop
-        assert all(before[1] == after[0] for before, after in pairwise(own))
+        assert all(passage.text[a:b].strip() for a, b in own)
+
+
+def test_blanks_stand_for_what_follows_and_bytes_for_their_character() -> None:
+    # the tokens of " It 75 \U0001f600!": " It", " ", "7", "5", " ", three of the emoji's bytes, "!"
+    sentence, ends = " It 75 \U0001f600!", [3, 4, 5, 6, 7, 8, 8, 8, 9]
+    found = [sentence[a - 9 : b - 9] for a, b in _places(sentence, 9, ends)]
+    assert found == ["It", " 7", "7", "5", " \U0001f600", "\U0001f600", "\U0001f600", "\U0001f600", "!"]
+    assert _places(" 75", 0, [1, 2, 3]) == [(1, 2), (1, 2), (2, 3)]
 
 
 def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(
