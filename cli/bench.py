@@ -38,12 +38,13 @@ def controls(
     from knowstore.bench import can_plot, plot_controls, run_controls
 
     session.kept = "nothing, for a measurement changes nothing"
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = run_controls(
         data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
     rows: list[dict[str, Any]] = found["rows"]
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "controls.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
         if can_plot():
             plot_controls(rows, output / "controls.png")

@@ -87,7 +87,7 @@ def hypernetwork(
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share}
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
     config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed, patience=patience))
-    if minutes is not None:
+    if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
     config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
@@ -128,15 +128,20 @@ def hypernetwork(
         network.set_trainable()
     else:
         network.requires_grad_(True)
-    found = resolve(models.reranker, "reranker", progress=session.output.progress).path
-    reranker = load_reranker(models.reranker, found, device, llm.dtype, base=encoder_of)
+    reranker = None
+    if isinstance(network, TokensHypernetwork):
+        found = resolve(models.reranker, "reranker", progress=session.output.progress).path
+        loaded = load_reranker(models.reranker, found, device, llm.dtype, base=encoder_of)
+        reranker = loaded if isinstance(loaded, JointReranker) else None
+        if reranker is None:
+            session.output.note("This reranker needs vectors of passages: experts are weighed by random draws instead.")
     train_hypernetwork(
         network, llm, rows, config, work, is_started=start is not None, on_progress=log,
-        reranker=reranker if isinstance(reranker, JointReranker) else None,
+        reranker=reranker,
     )  # fmt: skip
     steps_before = network.config.trained_steps
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
-    network.config = replace(network.config, trained_steps=steps_before + log.step, notes=notes)
+    network.config = replace(network.config, trained_steps=steps_before + log.step_kept, notes=notes)
     network.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
@@ -154,7 +159,8 @@ class _Log:
 
     def __init__(self, output: Output, config: TrainingConfig, work: Path) -> None:
         self._output, self._config, self._work = output, config, work
-        self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        self.step, self.step_kept, self.seconds, self.loss = 0, 0, 0.0, 0.0
+        self._best_gain: float | None = None
         self.gold: float | None = None
         self.shuffled: float | None = None
         self.gold_em: float | None = None
@@ -173,20 +179,20 @@ class _Log:
 
     def __call__(self, progress: TrainingProgress) -> None:
         self.step, self.seconds, self.loss = progress.step, progress.seconds, progress.loss
+        if self._config.patience is None:
+            self.step_kept = progress.step
         detail = f"step {progress.step}, {progress.part}, loss {progress.loss:.2f}"
-        if progress.held_out_accuracy is not None:
-            self.gold, self.shuffled = progress.gold, progress.shuffled
-            self.gold_em, self.shuffled_em = progress.gold_em, progress.shuffled_em
-            self._output.note(
-                f"{progress.seconds:.0f} s, {detail}; on questions kept out the first token is right within its "
-                f"sentence for {progress.held_out_accuracy:.0%}; {self.quality}"
-            )
+        if progress.held_out_accuracy is not None or progress.gold is not None:
+            gain = (progress.gold_f1 or 0.0) - (progress.shuffled_f1 or 0.0)
+            if self._config.patience is None or self._best_gain is None or gain > self._best_gain:
+                self._best_gain, self.step_kept = gain, progress.step
+                self.gold, self.shuffled = progress.gold, progress.shuffled
+                self.gold_em, self.shuffled_em = progress.gold_em, progress.shuffled_em
+            accuracy = progress.held_out_accuracy
+            pointed = "" if accuracy is None else f"the first token is right within its sentence for {accuracy:.0%}; "
+            self._output.note(f"{progress.seconds:.0f} s, {detail}; {pointed}{self.quality}")
             _draw(self._work)
-        if self._config.steps is None:
-            total = int(60 * self._config.minutes)
-            self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)
-        else:
-            self._output.progress("training (steps)", progress.step, self._config.steps, detail)
+        self._output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)
 
 
 def _draw(work: Path) -> None:

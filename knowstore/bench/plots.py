@@ -75,7 +75,14 @@ def plot_training(log: Path, path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    by_step: dict[int, dict[str, Any]] = {}  # a run that went on from a checkpoint has written some steps twice
+    for line in log.read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line, where a run was killed
+            continue
+        by_step[row["step"]] = row
+    rows = [by_step[step] for step in sorted(by_step)]
     figure = _figure(8.0, 6.0)
     losses, measured = figure.subplots(2, 1, sharex=True)
     minutes = [row["seconds"] / 60 for row in rows]

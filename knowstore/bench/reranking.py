@@ -50,18 +50,27 @@ def run_rerank(
 
     Raises:
         TrainingError: a file that cannot be read.
-        ConfigError: no question with a passage.
+        ConfigError: no question with a passage, or a corpus without passages.
     """
     started = time.perf_counter()
     loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
-    asked = [row for row in read_rows(data) if "passage" in row]
+    asked = [row for row in read_rows(data) if isinstance(row.get("question"), str) and _is_passage(row.get("passage"))]
     if not asked:
         raise ConfigError(
             f"{data} has no question with a passage", kept="nothing was measured",
             fix="give a file in the QA row format: question, answers, passage: {title, text}",
         )  # fmt: skip
     gold = [Passage(row["passage"]["text"], row["passage"]["title"]) for row in asked]
-    rest = [Passage(row["text"], row.get("title", "")) for path in corpus for row in read_rows(path) if row.get("text")]
+    rest = []
+    for path in corpus:
+        found = [Passage(row["text"], row["title"]) for row in read_rows(path) if _is_passage(row)]
+        if not found:
+            raise ConfigError(
+                f"{path} has no passages",
+                kept="nothing was measured",
+                fix="give rows {title, text}, a JSON object a line",
+            )
+        rest += found
     passages = list({_key(passage): passage for passage in [*rest, *gold]}.values())
     order = list(range(len(asked)))
     random.Random(seed).shuffle(order)
@@ -75,12 +84,12 @@ def run_rerank(
                 "vector": table.search_vector(vector, n_candidates, at=None),
                 "hybrid": table.search_hybrid(vector, question, n_candidates, at=None),
             }
-            for name, found in proposed.items():
+            for name, candidates in proposed.items():
                 items = [
-                    RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in found
+                    RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
                 ]
                 scores = [one.score for one in loaded.reranker.score(question, items, vector)]
-                are_gold = np.array([_key(Passage(c.text, c.title)) == key for c in found])
+                are_gold = np.array([_key(Passage(c.text, c.title)) == key for c in candidates])
                 ranks[name].append(_rank(are_gold))
                 ranks[f"{name}, reranked"].append(_rank(are_gold[np.argsort(-np.array(scores), kind="stable")]))
             if on_progress is not None:
@@ -105,6 +114,10 @@ def run_rerank(
         "rows": rows,
         "seconds": seconds,
     }
+
+
+def _is_passage(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("text"), str) and isinstance(row.get("title"), str)
 
 
 def _rank(are_gold: np.ndarray) -> int:

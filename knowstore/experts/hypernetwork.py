@@ -110,7 +110,7 @@ class Hypernetwork(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """Digest of kind, config and weights, 16 hex digits: experts of another one never mix with its."""
-        digest = hashlib.sha256(json.dumps(_described(self), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(described_hypernetwork(self), sort_keys=True).encode())
         for name, tensor in sorted(self.own_tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -124,10 +124,11 @@ class Hypernetwork(nn.Module, ABC):
             for name, tensor in self.own_tensors().items()
         }
         (folder / _WEIGHTS).write_bytes(save(tensors))
-        (folder / _CONFIG).write_text(json.dumps(_described(self), indent=2) + "\n", "utf-8")
+        (folder / _CONFIG).write_text(json.dumps(described_hypernetwork(self), indent=2) + "\n", "utf-8")
 
 
-def _described(hypernetwork: Hypernetwork) -> dict[str, Any]:
+def described_hypernetwork(hypernetwork: Hypernetwork) -> dict[str, Any]:
+    """What its config.json says."""
     return {"kind": hypernetwork.config.kind, **asdict(hypernetwork.config)}
 
 

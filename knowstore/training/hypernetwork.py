@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from knowstore.errors import TrainingError
+from knowstore.experts.hypernetwork import described_hypernetwork
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
@@ -40,7 +41,7 @@ class TrainingConfig:
 
     The run ends after `minutes`, or after `steps` or `epochs` when one of these is given; the first `pointing_share`
     of it is pointing. Answering starts with `static_steps` of the static expert alone. In each part learning rates
-    (`encoder_rate` for the encoder, `learning_rate` for all else; of `tokens` half of them while answering) rise over
+    (`encoder_rate` for the encoder, `learning_rate` for all else; times `answering_factor` while answering) rise over
     `warmup` steps, then fall to `last_share` of themselves, linearly or as a cosine. A batch holds up to
     `batch_questions` questions on passages of up to `batch_pieces` word pieces in all; a passage gives up to
     `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that they stand in, are kept out to
@@ -60,6 +61,7 @@ class TrainingConfig:
     encoder_rate: float = 1e-4
     static_rate: float = 2e-3
     weight_decay: float = 0.01
+    answering_factor: float = 0.5
     warmup: int = 40
     schedule: Literal["linear", "cosine"] = "linear"
     last_share: float = 0.03
@@ -78,7 +80,7 @@ class TrainingConfig:
         """The paper's recipe: AdamW, one epoch of Eq. 5, a cosine from 1e-4 to 1e-6."""
         return cls(
             epochs=1.0, pointing_share=0.0, static_steps=0, pointing_weight=0.0, learning_rate=1e-4, warmup=0,
-            schedule="cosine", last_share=0.01,
+            schedule="cosine", last_share=0.01, answering_factor=1.0,
         )  # fmt: skip
 
 
@@ -96,7 +98,7 @@ class TrainingProgress:
     part: str
     loss: float
     gradient_norm: float
-    accuracy: float
+    accuracy: float | None
     answer: float | None = None
     gold: float | None = None
     shuffled: float | None = None
@@ -147,6 +149,11 @@ def train_hypernetwork(
     if config.epochs is not None:
         n_batches = len(run.batches(train, f"{config.seed}/0", config.batch_pieces, config.batch_questions))
         config = replace(config, steps=math.ceil(config.epochs * n_batches))
+    if config.patience is not None and not (held_out and config.n_generated):
+        raise TrainingError(
+            "there are no questions kept out whose answers could tell when to end", kept="nothing was trained",
+            fix="give ten questions or more, or no patience",
+        )  # fmt: skip
     loop = _Loop(run, config, folder / "checkpoint")
     if not loop.resume() and not is_started and isinstance(hypernetwork, TokensHypernetwork):
         draw = random.Random(config.seed)
@@ -231,14 +238,15 @@ class _Loop:
         self.optimizer.step()
         self.done += 1
         measured: dict[str, float] = {}
-        if held_out and self.done % config.validate_every == 0:
+        is_end = config.patience is not None and self.fraction >= 1
+        if held_out and (is_end or self.done % config.validate_every == 0):
             measured = self._validate(held_out)
             self._judge(measured)
         if time.monotonic() - self.saved >= config.checkpoint_every_s:
             self.checkpoint()
         return TrainingProgress(
             self.done, self.seconds, self.fraction, part, loss.item(), norm,
-            accuracy=0.0 if found is None else found.accuracy,
+            accuracy=None if found is None else found.accuracy,
             answer=loss.item() if found is None else None if found.answer is None else found.answer.item(),
             **measured,
         )  # fmt: skip
@@ -270,8 +278,8 @@ class _Loop:
         factor = rise * (config.last_share + (1 - config.last_share) * left)
         _, is_static = self._part()
         for group in self.optimizer.param_groups:
-            half = 0.5 if part == "answering" and isinstance(self.run, TokensRun) else 1.0
-            group["lr"] = 0.0 if is_static else group["rate"] * half * factor
+            of_part = config.answering_factor if part == "answering" else 1.0
+            group["lr"] = 0.0 if is_static else group["rate"] * of_part * factor
             if is_static and group["name"] == "static":
                 group["lr"] = config.static_rate * min(1, (self.done - first + 1) / 10)
 
@@ -300,7 +308,10 @@ class _Loop:
         n_questions, n_generated = sum(len(batch.rows) for batch in batches), 0
         for batch in batches:
             n = len(batch.rows)
-            found = {"held_out_accuracy": n * run.losses(batch, random.Random(0), is_answering=False).accuracy}
+            found: dict[str, float] = {}
+            pointed = run.losses(batch, random.Random(0), is_answering=False).accuracy
+            if pointed is not None:
+                found["held_out_accuracy"] = n * pointed
             if self.answering_from is not None:
                 is_generated = n_generated < config.n_generated
                 for control, is_own in (("gold", True), ("shuffled", False)):
@@ -330,6 +341,7 @@ class _Loop:
             "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
             "config": asdict(self.config),
             "answering_from": self.answering_from, "answering_since": self.answering_since,
+            "network": described_hypernetwork(self.run.network),
             "best_gain": self.best_gain, "n_worse": self.n_worse,
         }  # fmt: skip
         temporary = self.folder / "run.json.new"
@@ -349,10 +361,11 @@ class _Loop:
         if not (self.folder / "run.json").exists():
             return False
         described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
-        if TrainingConfig(**described["config"]) != self.config:
+        network = json.loads(json.dumps(described_hypernetwork(self.run.network)))
+        if TrainingConfig(**described["config"]) != self.config or described.get("network", network) != network:
             raise TrainingError(
-                f"{self.folder} holds a checkpoint of a run with other settings", kept="the checkpoint",
-                fix="train with the settings of that run, or into another folder",
+                f"{self.folder} holds a checkpoint of a run with other settings or of another hypernetwork",
+                kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
         tensors = load_file(self.folder / described["file"])
         weights = {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
@@ -367,7 +380,7 @@ class _Loop:
         self.done, self.started = described["step"], time.monotonic() - described["seconds"]
         self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
         self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
-        self.best_gain, self.n_worse = described["best_gain"], described["n_worse"]
+        self.best_gain, self.n_worse = described.get("best_gain"), described.get("n_worse", 0)
         return True
 
 

@@ -54,7 +54,7 @@ class Losses:
     answer: Tensor | None
     pointing: Tensor | None = None
     silence: Tensor | None = None
-    accuracy: float = 0.0
+    accuracy: float | None = None
 
     def total(self, pointing_weight: float, silence_weight: float) -> Tensor:
         """Their weighted sum; silence counts as a part of pointing."""

@@ -53,10 +53,8 @@ def test_the_curves_of_a_training_log_can_be_drawn(tmp_path: Path) -> None:
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
     log = tmp_path / "log.jsonl"
-    rows = [
-        {"seconds": 60.0 * n, "loss": 3.0 / (n + 1), "answer": None, "gold": 1.0 if n == 4 else None} for n in range(5)
-    ]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    rows = [{"step": n, "seconds": 60.0 * n, "loss": 3.0, "answer": None, "gold": 1.0} for n in range(5)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[4]]) + '{"step": 5, "sec', "utf-8")
     plot_training(log, tmp_path / "curves.svg")
     drawn = (tmp_path / "curves.svg").read_text("utf-8")
     assert "<svg" in drawn

@@ -39,3 +39,7 @@ def test_questions_without_passages_are_refused(tiny_models: ModelConfig, tmp_pa
     questions.write_text(json.dumps({"question": "Who?", "answers": ["x"]}) + "\n", "utf-8")
     with pytest.raises(ConfigError, match="no question with a passage"):
         run_rerank(questions, [], models=tiny_models)
+    row = {"question": "Who?", "answers": ["x"], "passage": {"title": "", "text": "It is x."}}
+    questions.write_text(json.dumps(row) + "\n" + json.dumps({**row, "passage": None}) + "\n", "utf-8")
+    with pytest.raises(ConfigError, match="has no passages"):
+        run_rerank(questions, [questions], models=tiny_models)
