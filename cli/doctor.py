@@ -53,7 +53,7 @@ def doctor(session: Session) -> None:
         *_extras(),
         _device(session),
         *_models(session),
-        _relevance(session),
+        *_relevance(session),
         *_disk(session),
         _store(session),
     ]
@@ -109,18 +109,22 @@ def _models(session: Session) -> Iterator[Check]:
             yield Check(row["role"], "ok", f"{row['name']}, {row['state']}, {row['path']}")
 
 
-def _relevance(session: Session) -> Check:
+def _relevance(session: Session) -> Iterator[Check]:
     """What the reranker's scores mean: when nothing is mounted, and how sharp relevance is."""
-    from knowstore.models import resolve
+    from knowstore.errors import ModelNotFoundError
+    from knowstore.models import locate
     from knowstore.retrieval import calibration
 
     reference = session.model_config().reranker
     try:
-        threshold, temperature = calibration(reference, resolve(reference, "reranker").path)
+        threshold, temperature = calibration(reference, locate(reference, "reranker").path)
+    except ModelNotFoundError:
+        return  # said among the models
     except KnowledgeStoreError as error:
-        return Check("relevance", "problem", error.what, error.fix)
+        yield Check("relevance", "problem", error.what, error.fix)
+        return
     null = "there is no null option" if threshold is None else f"nothing is mounted under a score of {threshold:.2f}"
-    return Check("relevance", "ok", f"{null}, temperature {temperature:.2f}")
+    yield Check("relevance", "ok", f"{null}, temperature {temperature:.2f}")
 
 
 def _disk(session: Session) -> Iterator[Check]:
