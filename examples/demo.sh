@@ -31,11 +31,11 @@ run ask "Who was the last keeper of Kirrin Point lighthouse?" --mode rag
 say "Knowledge is taken out and put back without any training."
 museum=$(knowstore --quiet list --source "$PWD/examples/corpus/museum.pdf")
 run show "$museum"
-run ask "Who found the Garva hoard?"
+run ask "How many silver coins are in the Garva hoard?"
 run remove "$museum" --yes --note "the museum has closed"
-run ask "Who found the Garva hoard?"
+run ask "How many silver coins are in the Garva hoard?"
 run rollback 2
-run ask "Who found the Garva hoard?"
+run ask "How many silver coins are in the Garva hoard?"
 run batches
 run stats
 run verify
