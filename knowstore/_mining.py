@@ -1,4 +1,4 @@
-"""Hard negatives for training: what the store's own searches find, which is what a reranker will have to order."""
+"""Searches over passages that are in no store: for hard negatives, which are what a reranker will have to order."""
 
 from __future__ import annotations
 
@@ -8,22 +8,43 @@ from itertools import chain, zip_longest
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from knowstore._loaded import OnProgress
 from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage
+from knowstore.sources import sentence_spans
 
 if TYPE_CHECKING:
     from knowstore.retrieval import Retriever
 
 _N_FOUND = 10  # of each search
-_ROWS = 4_096  # written at once
+_ROWS = 1_024  # encoded and written at once
 _BATCH = 1
 
 
 @contextmanager
-def passage_search(retriever: Retriever, texts: Sequence[tuple[str, str]]) -> Iterator[Callable[[str], list[int]]]:
-    """A search over passages that are in no store: a passages table in a folder that goes away with the block.
+def passages_table(
+    retriever: Retriever, passages: Sequence[Passage], on_progress: OnProgress | None = None
+) -> Iterator[PassageTable]:
+    """A table of passages that are in no store, each with its sentences, in a folder that goes away with the block."""
+    with TemporaryDirectory(prefix="knowstore-passages-", ignore_cleanup_errors=True) as folder:
+        table = PassageTable.open(folder, dim=retriever.dim, create=True)
+        for first in range(0, len(passages), _ROWS):
+            part = passages[first : first + _ROWS]
+            spans = [sentence_spans(passage.text) for passage in part]
+            vectors = retriever.encode_passages(part, spans)
+            rows = [PassageRow(p, v, some, each) for p, some, (v, each) in zip(part, spans, vectors, strict=True)]
+            table.add(rows, _BATCH)
+            if on_progress is not None:
+                on_progress("encoding passages", first + len(part), len(passages))
+        table.optimize()
+        yield table
+
+
+@contextmanager
+def passage_search(
+    retriever: Retriever, texts: Sequence[tuple[str, str]], on_progress: OnProgress | None = None
+) -> Iterator[Callable[[str], list[int]]]:
+    """A search over passages that are in no store, for the hard negatives of a reranker.
 
     Args:
         retriever: encodes every passage once, and each question.
@@ -36,14 +57,7 @@ def passage_search(retriever: Retriever, texts: Sequence[tuple[str, str]]) -> It
     first: dict[str, int] = {}
     for index, passage in enumerate(passages):
         first.setdefault(passage.passage_id, index)
-    vectors = retriever.encode_passages(passages, [()] * len(passages))
-    none = np.zeros((0, retriever.dim), np.float32)
-    rows = [PassageRow(passages[i], vectors[i][0], (), none) for i in first.values()]
-    with TemporaryDirectory(prefix="knowstore-mining-", ignore_cleanup_errors=True) as folder:
-        table = PassageTable.open(folder, dim=retriever.dim, create=True)
-        for start in range(0, len(rows), _ROWS):
-            table.add(rows[start : start + _ROWS], _BATCH)
-        table.optimize()
+    with passages_table(retriever, [passages[index] for index in first.values()], on_progress) as table:
 
         def search(question: str) -> list[int]:
             vector = retriever.encode_questions([question])[0]

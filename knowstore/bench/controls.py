@@ -19,7 +19,7 @@ from knowstore.errors import ConfigError
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Passage
-from knowstore.retrieval import RerankItem, relevance, word_relevance
+from knowstore.retrieval import RerankItem, RerankScore, relevance, word_relevance
 from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
 
@@ -115,7 +115,15 @@ class _Bench:
         self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
-        self.grains: dict[str, Grain | Literal["known"]] = {}
+        self.scored: dict[tuple[int, int], RerankScore] = {}
+        kind = models.hypernetwork.config.kind
+        self.grains: dict[str, Grain | Literal["known"]] = {kind: RetrievalConfig().grain}
+        if any(len(expert.segment_ranks) > 1 for expert in self.experts):
+            self.grains |= {
+                f"{kind}, words": "words",
+                f"{kind}, passages": "passages",
+                f"{kind}, sentence known": "known",
+            }
 
     def _generate(self) -> list[Expert]:
         from knowstore.experts import PassageInput
@@ -137,13 +145,6 @@ class _Bench:
             ("rag", "shuffled", everything, [self.others[i] for i in everything], False),
             (kind, "static", everything, None, True),
         ]
-        self.grains = {kind: RetrievalConfig().grain}
-        if any(len(expert.segment_ranks) > 1 for expert in self.experts):
-            self.grains |= {
-                f"{kind}, words": "words",
-                f"{kind}, passages": "passages",
-                f"{kind}, sentence known": "known",
-            }
         for method, grain in self.grains.items():
             asked = known if grain == "known" else everything
             runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))
@@ -211,13 +212,19 @@ class _Bench:
         if grain == "known":
             segments = [float(position == (case.gold_segment or 0)) for position in range(len(case.spans))]
         else:
-            vector, segment_vectors = self.vectors[passage]
-            item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
-            reranker = self.models.reranker
-            score = reranker.score(self.cases[question].question, [item], self.questions[question])[0]
-            segments = relevance(score.segment_scores, reranker.temperature)
+            score = self._score(question, passage)
+            segments = relevance(score.segment_scores, self.models.reranker.temperature)
             words = word_relevance(score.word_scores, 1.0) if grain == "words" else ()
         return self.models.neuron_weights(expert, (case.passage.title, case.passage.text, case.spans), segments, words)
+
+    def _score(self, question: int, passage: int) -> RerankScore:
+        """The reranker's, once for all methods."""
+        if (question, passage) not in self.scored:
+            case, (vector, segment_vectors) = self.cases[passage], self.vectors[passage]
+            item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
+            [score] = self.models.reranker.score(self.cases[question].question, [item], self.questions[question])
+            self.scored[question, passage] = score
+        return self.scored[question, passage]
 
     def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
         em = [exact_match(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]

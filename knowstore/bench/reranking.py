@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore._mining import passages_table
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import bootstrap_interval
-from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage
-from knowstore.retrieval import RerankItem, Retriever
-from knowstore.sources import sentence_spans
+from knowstore.retrieval import RerankItem
 from knowstore.training import read_rows
-
-_CHUNK = 512
-_BATCH = 1
 
 
 def run_rerank(
@@ -76,7 +70,7 @@ def run_rerank(
     random.Random(seed).shuffle(order)
     names = ("vector", "hybrid", "vector, reranked", "hybrid, reranked")
     ranks: dict[str, list[int]] = {name: [] for name in names}
-    with _table(loaded.retriever, passages, on_progress) as table:
+    with passages_table(loaded.retriever, passages, on_progress) as table:
         for step, index in enumerate(order[:limit]):
             question, key = asked[index]["question"], _key(gold[index])
             vector = loaded.retriever.encode_questions([question])[0]
@@ -127,19 +121,3 @@ def _rank(are_gold: np.ndarray) -> int:
 
 def _key(passage: Passage) -> str:
     return " ".join(passage.text.lower().split())
-
-
-@contextmanager
-def _table(retriever: Retriever, passages: Sequence[Passage], on_progress: OnProgress | None) -> Iterator[PassageTable]:
-    """A passages table in a folder that goes away with the block."""
-    with TemporaryDirectory(prefix="knowstore-bench-", ignore_cleanup_errors=True) as folder:
-        table = PassageTable.open(folder, dim=retriever.dim, create=True)
-        for first in range(0, len(passages), _CHUNK):
-            part = passages[first : first + _CHUNK]
-            spans = [sentence_spans(passage.text) for passage in part]
-            vectors = retriever.encode_passages(part, spans)
-            table.add([PassageRow(p, v, s, each) for p, s, (v, each) in zip(part, spans, vectors, strict=True)], _BATCH)
-            if on_progress is not None:
-                on_progress("encoding passages", first + len(part), len(passages))
-        table.optimize()
-        yield table

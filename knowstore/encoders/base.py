@@ -75,7 +75,7 @@ class BaseEncoder:
 def load_base(path: Path | str, *, n_shared: int | None = 0) -> BaseEncoder:
     """Load a BERT-like encoder in float32 on the CPU; gradients for its layers, none for its embeddings.
 
-    It has no dropout: drawing it took two thirds of a training step on a CPU, and short runs underfit anyway.
+    It has no dropout: drawing it costs a CPU more than the products of a step, and short runs underfit anyway.
 
     Args:
         n_shared: how many of the first layers stay as published, too; None for half of them.
