@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from knowstore.errors import HypernetworkError
+from knowstore.errors import HypernetworkError, TrainingError
 
 from .output import Output, size
 from .registration import command, group
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore.training import RerankerProgress, TrainingConfig, TrainingProgress
+    from knowstore.training import RerankerProgress, TrainingProgress
 
 train = group(
     "train",
@@ -75,7 +75,7 @@ def hypernetwork(
         load_hypernetwork,
         load_llm,
     )
-    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
     from knowstore.retrieval import JointReranker, load_reranker
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
@@ -95,7 +95,6 @@ def hypernetwork(
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     torch.manual_seed(config.seed)
-    log = _Log(session.output, config, work)
 
     def encoder_of(reference: str) -> Path:
         return resolve(reference, "retriever", progress=session.output.progress).path
@@ -123,74 +122,61 @@ def hypernetwork(
             max_norm=max_norm,
         )
         network = TokensHypernetwork(sizes, base).to(device)
-    assert isinstance(network, TokensHypernetwork | PooledHypernetwork)
-    if isinstance(network, TokensHypernetwork):
-        network.set_trainable()
-    else:
-        network.requires_grad_(True)
     reranker = None
-    if isinstance(network, TokensHypernetwork):
+    if kind == "tokens":
         found = resolve(models.reranker, "reranker", progress=session.output.progress).path
-        loaded = load_reranker(models.reranker, found, device, llm.dtype, base=encoder_of)
+        fingerprint = directory_fingerprint(found) if (found / "config.json").is_file() else ""
+        loaded = load_reranker(
+            models.reranker, found, device, llm.dtype, base=encoder_of, weights_fingerprint=fingerprint
+        )
         reranker = loaded if isinstance(loaded, JointReranker) else None
         if reranker is None:
             session.output.note("This reranker needs vectors of passages: experts are weighed by random draws instead.")
-    train_hypernetwork(
-        network, llm, rows, config, work, is_started=start is not None, on_progress=log,
-        reranker=reranker,
+    kept = train_hypernetwork(
+        network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
+        on_progress=_Log(session.output, work),
     )  # fmt: skip
-    steps_before = network.config.trained_steps
-    notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, for {resolved.name}; {log.quality}"
-    network.config = replace(network.config, trained_steps=steps_before + log.step_kept, notes=notes)
+    if kept is None:
+        raise TrainingError("a run of no time and no steps", kept="nothing was trained", fix="give it some minutes")
+    seconds, quality = kept.seconds, _quality(kept)
+    notes = f"{len(rows.questions):,} questions, {seconds / 60:.0f} minutes, for {resolved.name}; {quality}"
+    network.config = replace(network.config, trained_steps=network.config.trained_steps + kept.step, notes=notes)
     network.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
-        "output": str(output), "steps": log.step, "seconds": log.seconds, "loss": log.loss,
-        "gold_loss": log.gold, "shuffled_loss": log.shuffled, "size_bytes": n_bytes,
+        "output": str(output), "steps": kept.step, "seconds": seconds, "loss": kept.loss,
+        "gold_loss": kept.gold, "shuffled_loss": kept.shuffled, "size_bytes": n_bytes,
     }  # fmt: skip
-    session.output.result(
-        record, f"{output}: {log.step:,} steps, {log.seconds:.0f} s, {size(n_bytes)}; {log.quality}", [output]
-    )
+    summary = f"{kept.step:,} steps, {seconds:.0f} s, {size(n_bytes)}; {quality}"
+    session.output.result(record, f"{output}: {summary}", [output])
     session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
 
 
-class _Log:
-    """Shows a training run as it goes, and keeps its last figures."""
-
-    def __init__(self, output: Output, config: TrainingConfig, work: Path) -> None:
-        self._output, self._config, self._work = output, config, work
-        self.step, self.step_kept, self.seconds, self.loss = 0, 0, 0.0, 0.0
-        self._best_gain: float | None = None
-        self.gold: float | None = None
-        self.shuffled: float | None = None
-        self.gold_em: float | None = None
-        self.shuffled_em: float | None = None
-
-    @property
-    def quality(self) -> str:
-        """How good it is on the questions that were kept out."""
-        if self.gold is None or self.shuffled is None:
-            return "not validated"
-        return (
-            f"nats per answer token on questions kept out: {self.gold:.2f} with the passage's expert, "
-            f"{self.shuffled:.2f} with another passage's; exact answers: {self.gold_em or 0:.0%} and "
-            f"{self.shuffled_em or 0:.0%}"
+def _quality(progress: TrainingProgress) -> str:
+    """How good it is on the questions that were kept out."""
+    parts = []
+    if progress.held_out_accuracy is not None:
+        parts.append(f"the first token is right within its sentence for {progress.held_out_accuracy:.0%}")
+    if progress.gold is not None and progress.shuffled is not None:
+        parts.append(
+            f"nats per answer token {progress.gold:.2f} with the passage's expert, "
+            f"{progress.shuffled:.2f} with another's"
         )
+    if progress.gold_em is not None and progress.shuffled_em is not None:
+        parts.append(f"exact answers {progress.gold_em:.0%} and {progress.shuffled_em:.0%}")
+    return f"on questions kept out: {'; '.join(parts)}" if parts else "not validated"
+
+
+class _Log:
+    """Shows the training of a hypernetwork as it goes."""
+
+    def __init__(self, output: Output, work: Path) -> None:
+        self._output, self._work = output, work
 
     def __call__(self, progress: TrainingProgress) -> None:
-        self.step, self.seconds, self.loss = progress.step, progress.seconds, progress.loss
-        if self._config.patience is None:
-            self.step_kept = progress.step
         detail = f"step {progress.step}, {progress.part}, loss {progress.loss:.2f}"
-        if progress.held_out_accuracy is not None or progress.gold is not None:
-            gain = (progress.gold_f1 or 0.0) - (progress.shuffled_f1 or 0.0)
-            if self._config.patience is None or self._best_gain is None or gain > self._best_gain:
-                self._best_gain, self.step_kept = gain, progress.step
-                self.gold, self.shuffled = progress.gold, progress.shuffled
-                self.gold_em, self.shuffled_em = progress.gold_em, progress.shuffled_em
-            accuracy = progress.held_out_accuracy
-            pointed = "" if accuracy is None else f"the first token is right within its sentence for {accuracy:.0%}; "
-            self._output.note(f"{progress.seconds:.0f} s, {detail}; {pointed}{self.quality}")
+        if (quality := _quality(progress)) != "not validated":
+            self._output.note(f"{progress.seconds:.0f} s, {detail}; {quality}")
             _draw(self._work)
         self._output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)
 
@@ -248,10 +234,10 @@ def reranker(
     base = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
-    session.output.progress("encoding passages", 0, len(rows.passages))
     encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
-    log = _RerankerLog(session.output, config.minutes, config.steps, work)
-    with passage_search(encoder, [(one.title, one.text) for one in rows.passages]) as search:
+    log = _RerankerLog(session.output, work)
+    texts = [(one.title, one.text) for one in rows.passages]
+    with passage_search(encoder, texts, session.output.progress) as search:
         trained = train_reranker(model, rows, search, config, work, base=base, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, from {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, notes=notes)
@@ -270,8 +256,8 @@ def reranker(
 class _RerankerLog:
     """Shows the training of a reranker as it goes, and keeps its last figures."""
 
-    def __init__(self, output: Output, minutes: float, steps: int | None, work: Path) -> None:
-        self._output, self._minutes, self._steps, self._work = output, minutes, steps, work
+    def __init__(self, output: Output, work: Path) -> None:
+        self._output, self._work = output, work
         self.seconds, self.loss = 0.0, 0.0
         self.sentence_accuracy: float | None = None
         self.gold_first: float | None = None
@@ -293,8 +279,4 @@ class _RerankerLog:
             self.sentence_accuracy, self.gold_first = progress.sentence_accuracy, progress.gold_first
             self._output.note(f"{progress.seconds:.0f} s, {detail}; {self.quality}")
             _draw(self._work)
-        if self._steps is not None:
-            self._output.progress("training (steps)", progress.step, self._steps, detail)
-        else:
-            total = int(60 * self._minutes)
-            self._output.progress("training (seconds)", min(int(progress.seconds), total), total, detail)
+        self._output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)

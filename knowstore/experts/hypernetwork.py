@@ -95,6 +95,10 @@ class Hypernetwork(nn.Module, ABC):
     def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
         """The last map: the expert is a linear function of the latent; float32 on the CPU."""
 
+    def set_trainable(self) -> None:
+        """Gradients for everything that training may change."""
+        self.requires_grad_(True)
+
     def neuron_spans(self, llm: FrozenLLM, passage: PassageInput) -> list[tuple[int, int]] | None:
         """The characters of the passage's text that each neuron of its expert stands for; None for a kind whose
         neurons stand for the passage as a whole."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from knowstore.errors import TrainingError
-from knowstore.experts.hypernetwork import described_hypernetwork
+from knowstore.experts.hypernetwork import Hypernetwork, described_hypernetwork
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
@@ -110,7 +110,7 @@ class TrainingProgress:
 
 
 def train_hypernetwork(
-    hypernetwork: TokensHypernetwork | PooledHypernetwork,
+    hypernetwork: Hypernetwork,
     llm: FrozenLLM,
     data: TrainingData,
     config: TrainingConfig,
@@ -119,7 +119,7 @@ def train_hypernetwork(
     is_started: bool = False,
     reranker: Reranker | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-) -> None:
+) -> TrainingProgress | None:
     """Train a hypernetwork in place.
 
     The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on. `pooled` is trained by
@@ -129,17 +129,25 @@ def train_hypernetwork(
         is_started: the hypernetwork was trained before and keeps its statistics of the LLM.
         reranker: weighs sentences and words as when experts are served; None trains with weights that look alike.
 
+    Returns: the log's line of the step whose weights are kept, with the last validation up to it; None without a step.
+
     Raises:
-        TrainingError: too few questions, a checkpoint of another run, or a loss that is not finite; the last
-            checkpoint stays.
+        TrainingError: a kind that cannot be trained, too few questions, a checkpoint of another run, or a loss that is
+            not finite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run: Run
     if isinstance(hypernetwork, PooledHypernetwork):
         run = PooledRun(hypernetwork, llm, data, config.n_per_passage)
         config = replace(config, pointing_share=0.0, static_steps=0)
-    else:
+    elif isinstance(hypernetwork, TokensHypernetwork):
         run = TokensRun(hypernetwork, llm, data, config.n_per_passage, reranker)
+    else:
+        raise TrainingError(
+            f"a hypernetwork of kind {hypernetwork.config.kind!r} cannot be trained", kept="nothing was trained",
+            fix="train one of kind `tokens` or `pooled`",
+        )  # fmt: skip
+    hypernetwork.set_trainable()
     held_out, train = _split(run, config)
     if len(train) < 2:
         raise TrainingError(
@@ -170,6 +178,7 @@ def train_hypernetwork(
     loop.checkpoint()
     if loop.best:
         hypernetwork.load_state_dict(loop.best, strict=False)
+    return loop.kept
 
 
 class _Loop:
@@ -189,7 +198,7 @@ class _Loop:
         )  # fmt: skip
         self.trained = list(named.values())
         self.done = 0
-        self.best_gain: float | None = None
+        self.kept: TrainingProgress | None = None
         self.best: dict[str, Tensor] = {}
         self.n_worse = 0
         self.answering_from: int | None = None
@@ -241,24 +250,27 @@ class _Loop:
         is_end = config.patience is not None and self.fraction >= 1
         if held_out and (is_end or self.done % config.validate_every == 0):
             measured = self._validate(held_out)
-            self._judge(measured)
-        if time.monotonic() - self.saved >= config.checkpoint_every_s:
-            self.checkpoint()
-        return TrainingProgress(
+        progress = TrainingProgress(
             self.done, self.seconds, self.fraction, part, loss.item(), norm,
             accuracy=None if found is None else found.accuracy,
             answer=loss.item() if found is None else None if found.answer is None else found.answer.item(),
             **measured,
         )  # fmt: skip
+        self._keep(progress, is_validated=bool(measured))
+        if time.monotonic() - self.saved >= config.checkpoint_every_s:
+            self.checkpoint()
+        return progress
 
-    def _judge(self, measured: dict[str, float]) -> None:
-        """Keep the weights of the best validation so far, and note how many came after it."""
-        if self.config.patience is None or "gold_f1" not in measured:
+    def _keep(self, progress: TrainingProgress, *, is_validated: bool) -> None:
+        """Note whose weights are kept: the latest ones, or with a patience those of the best validation."""
+        if not self.best:
+            before = {} if self.kept is None or is_validated else {n: getattr(self.kept, n) for n in _MEASURED}
+            self.kept = replace(progress, **before)
+        if self.config.patience is None or progress.gold_f1 is None:
             return
-        gain = measured["gold_f1"] - measured["shuffled_f1"]
-        if self.best_gain is None or gain > self.best_gain:
-            own = self.run.network.own_tensors()
-            self.best_gain, self.best, self.n_worse = gain, {name: t.clone() for name, t in own.items()}, 0
+        if not self.best or _gain(progress) > _gain(self.kept):
+            self.kept, self.n_worse = progress, 0
+            self.best = {name: tensor.clone() for name, tensor in self.run.network.own_tensors().items()}
         else:
             self.n_worse += 1
 
@@ -315,9 +327,10 @@ class _Loop:
             if self.answering_from is not None:
                 is_generated = n_generated < config.n_generated
                 for control, is_own in (("gold", True), ("shuffled", False)):
-                    found[control] = n * run.answer_nats(batch, is_own=is_own)
+                    experts = run.validated(batch, is_own=is_own)
+                    found[control] = n * run.answer_nats(batch, experts)
                     if is_generated:
-                        scores = run.scores(batch, is_own=is_own)
+                        scores = run.scores(batch, experts)
                         found[f"{control}_em"] = sum(em for em, _ in scores)
                         found[f"{control}_f1"] = sum(f1 for _, f1 in scores)
                 n_generated += n if is_generated else 0
@@ -341,8 +354,8 @@ class _Loop:
             "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
             "config": asdict(self.config),
             "answering_from": self.answering_from, "answering_since": self.answering_since,
-            "network": described_hypernetwork(self.run.network),
-            "best_gain": self.best_gain, "n_worse": self.n_worse,
+            "made_with": self._made_with(), "kept": None if self.kept is None else asdict(self.kept),
+            "n_worse": self.n_worse,
         }  # fmt: skip
         temporary = self.folder / "run.json.new"
         temporary.write_text(json.dumps(described), "utf-8")
@@ -361,10 +374,9 @@ class _Loop:
         if not (self.folder / "run.json").exists():
             return False
         described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
-        network = json.loads(json.dumps(described_hypernetwork(self.run.network)))
-        if TrainingConfig(**described["config"]) != self.config or described.get("network", network) != network:
+        if described.get("made_with") != self._made_with() or TrainingConfig(**described["config"]) != self.config:
             raise TrainingError(
-                f"{self.folder} holds a checkpoint of a run with other settings or of another hypernetwork",
+                f"{self.folder} holds a checkpoint of a run with other settings, hypernetwork or reranker",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
         tensors = load_file(self.folder / described["file"])
@@ -380,8 +392,26 @@ class _Loop:
         self.done, self.started = described["step"], time.monotonic() - described["seconds"]
         self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
         self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
-        self.best_gain, self.n_worse = described.get("best_gain"), described.get("n_worse", 0)
+        self.kept = None if described["kept"] is None else TrainingProgress(**described["kept"])
+        self.n_worse = described["n_worse"]
         return True
+
+    def _made_with(self) -> dict[str, Any]:
+        """What beside the settings decides how a run goes on."""
+        reranker = self.run.reranker
+        made_with = {
+            "network": described_hypernetwork(self.run.network),
+            "reranker": None if reranker is None else reranker.fingerprint,
+        }
+        return dict(json.loads(json.dumps(made_with)))
+
+
+_MEASURED = ("gold", "shuffled", "held_out_accuracy", "gold_em", "gold_f1", "shuffled_em", "shuffled_f1")
+
+
+def _gain(progress: TrainingProgress | None) -> float:
+    """Gold minus shuffled F1."""
+    return 0.0 if progress is None else (progress.gold_f1 or 0.0) - (progress.shuffled_f1 or 0.0)
 
 
 def _split(run: Run, config: TrainingConfig) -> tuple[list[int], list[int]]:

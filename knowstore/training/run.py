@@ -79,6 +79,7 @@ class Run(ABC):
         questions: in token ids, by index in the data; those that cannot be trained on are left out.
         by_passage: the questions of each passage.
         lengths: of each passage, in the tokens that its expert is made from.
+        reranker: what weighs experts in Eq. 5, where one does.
     """
 
     network: Hypernetwork
@@ -87,6 +88,7 @@ class Run(ABC):
     questions: dict[int, PreparedQuestion]
     by_passage: dict[int, list[int]]
     lengths: list[int]
+    reranker: Reranker | None = None
 
     def prepare(
         self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
@@ -112,18 +114,17 @@ class Run(ABC):
         """For each question what its passage's expert knows of the answer at its best, or another passage's."""
 
     @torch.no_grad()
-    def answer_nats(self, batch: Batch, *, is_own: bool) -> float:
-        """Eq. 5 under `validated`, in nats per answer token."""
+    def answer_nats(self, batch: Batch, experts: Experts) -> float:
+        """Eq. 5 under these experts, in nats per answer token."""
         questions = [self.questions[question] for _, question in batch.rows]
         ids = pad_ids([question.ids for question in questions]).to(self.llm.device)
-        with mount(self.llm.model, self.validated(batch, is_own=is_own), self.network.config.layer):
+        with mount(self.llm.model, experts, self.network.config.layer):
             return float(self.answer_loss(questions, ids))
 
-    def scores(self, batch: Batch, *, is_own: bool) -> list[tuple[float, float]]:
-        """EM and F1 of the answer that is generated to each question under `validated`, greedily and to its end."""
+    def scores(self, batch: Batch, experts: Experts) -> list[tuple[float, float]]:
+        """EM and F1 of the answer that is generated to each question under these experts, greedily and to its end."""
         rows = [self.data.questions[question] for _, question in batch.rows]
         prompts = [Prompt("", question_prompt(row.question)) for row in rows]
-        experts = self.validated(batch, is_own=is_own)
         texts = generate(self.llm, prompts, experts, self.network.config.layer, GenerationConfig())
         return [
             (exact_match(one.text, row.answers), token_f1(one.text, row.answers))

@@ -135,7 +135,7 @@ def test_the_nats_of_pooled_are_those_of_its_mounted_expert(tiny_llm: FrozenLLM,
             for place in range(asked.n_question, len(asked.ids)):
                 nats -= float(logits[place - 1, asked.ids[place]])
                 n += 1
-        assert run.answer_nats(batch, is_own=is_own) == pytest.approx(nats / n, rel=1e-3)
+        assert run.answer_nats(batch, run.validated(batch, is_own=is_own)) == pytest.approx(nats / n, rel=1e-3)
 
 
 def test_a_run_without_gain_ends_early_with_the_best_weights(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +170,28 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(train: Train, tmp_path:
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert [file.suffix for file in sorted((tmp_path / "cut" / "checkpoint").iterdir())] == [".json", ".safetensors"]
+
+
+def test_a_finished_run_tells_again_what_it_kept(tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path) -> None:
+    def run() -> TrainingProgress | None:
+        torch.manual_seed(0)
+        network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8))
+        return train_hypernetwork(network, tiny_llm, data, replace(CONFIG, steps=5), tmp_path / "run")
+
+    first = run()
+    assert first is not None
+    assert first.step == 5
+    assert first.gold is not None  # of the validation at step 4
+    assert run() == first
+
+
+def test_a_checkpoint_of_another_hypernetwork_or_reranker_is_refused(
+    train: Train, tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path
+) -> None:
+    train(replace(CONFIG, pointing_share=0.0, static_steps=0, steps=1))
+    network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1))
+    with pytest.raises(TrainingError, match="other settings, hypernetwork or reranker"):
+        train_hypernetwork(network, tiny_llm, data, replace(CONFIG, steps=1), tmp_path / "run")
 
 
 def test_a_finished_run_is_not_trained_further(train: Train) -> None:
