@@ -246,7 +246,7 @@ def reranker(
     record: dict[str, Any] = {
         "output": str(output), "steps": trained.config.trained_steps, "seconds": log.seconds, "loss": log.loss,
         "sentence_accuracy": log.sentence_accuracy, "gold_first": log.gold_first,
-        "null_threshold": trained.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
+        "null_threshold": trained.config.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
     }  # fmt: skip
     summary = f"{trained.config.trained_steps:,} steps, {log.seconds:.0f} s, {size(n_bytes)}; {log.quality}"
     session.output.result(record, f"{output}: {summary}", [output])

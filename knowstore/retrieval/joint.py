@@ -19,17 +19,16 @@ from knowstore.encoders import BaseEncoder, load_base
 from knowstore.errors import ConfigError, KnowledgeStoreError, RetrievalError
 from knowstore.retrieval.encoding import batches_by_length, readable, usable_tokens
 from knowstore.retrieval.late import LateReranker
-from knowstore.retrieval.reranker import RerankItem, RerankScore, Vectors
+from knowstore.retrieval.reranker import RerankItem, RerankScore, Vectors, share_among_segments
 
 KIND = "joint"
 N_READ = 8
-"""How many candidates of a question are read; the late reranker orders the others, which seldom come first."""
+"""How many candidates of a question are read: the best by the late reranker, twice as many as `top_k` by default."""
 UNREAD = -1e4
 """The logit of a sentence of which no token was read."""
 
 _QUESTION_TOKENS = 48
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_MARGIN = 1.0  # between the last candidate that was read and the first that was not
 
 Spans = Sequence[tuple[int, int]]
 
@@ -224,10 +223,11 @@ class JointModel(nn.Module):
 
 
 class JointReranker:
-    """Scores candidates with a `JointModel`; a score of 0 means as likely relevant as not.
+    """Tells with a `JointModel` which sentences and words of a passage answer a question.
 
-    Of many candidates only the best `n_read` by the late reranker, which has its vectors at hand, are read. The
-    others keep its order below them. Without vectors all are read.
+    Passages are ordered by the late reranker, which has their vectors at hand and is the better judge of whole
+    passages (`knowstore bench rerank`); the best `n_read` by it are read, and what the model makes of their sentences
+    shares their scores. Without vectors, or without `n_read`, all are read and ordered by the model alone.
 
     Args:
         model: the encoder and its head.
@@ -306,7 +306,8 @@ class JointReranker:
 
     @property
     def null_threshold(self) -> float | None:
-        return self.config.null_threshold
+        """Of the scores that order passages: the late reranker's, or the model's own without `n_read`."""
+        return self.config.null_threshold if self._n_read is None else self._late.null_threshold
 
     @property
     def temperature(self) -> float:
@@ -323,18 +324,14 @@ class JointReranker:
             RetrievalError: a question vector of another width than the candidates' vectors.
         """
         has_vectors = question_vector is not None and all(item.segment_vectors is not None for item in candidates)
-        if self._n_read is None or len(candidates) <= self._n_read or not has_vectors:
+        if self._n_read is None or not has_vectors:
             return self._read(question, candidates)
-        late = self._late.score(question, candidates, question_vector)
-        order = sorted(range(len(late)), key=lambda index: (-late[index].score, index))
-        chosen, others = order[: self._n_read], order[self._n_read :]
-        scores = dict(zip(chosen, self._read(question, [candidates[index] for index in chosen]), strict=True))
-        lowest = min(score.score for score in scores.values())
-        shift = lowest - _MARGIN - late[others[0]].score
-        for index in others:
-            one = late[index]
-            scores[index] = RerankScore(one.score + shift, tuple(logit + shift for logit in one.segment_scores))
-        return [scores[index] for index in range(len(candidates))]
+        scores = self._late.score(question, candidates, question_vector)
+        chosen = sorted(range(len(scores)), key=lambda index: (-scores[index].score, index))[: self._n_read]
+        for index, read in zip(chosen, self._read(question, [candidates[index] for index in chosen]), strict=True):
+            score = scores[index].score
+            scores[index] = RerankScore(score, share_among_segments(score, read.segment_scores), read.word_scores)
+        return scores
 
     def _read(self, question: str, candidates: Sequence[RerankItem]) -> list[RerankScore]:
         model = self.model

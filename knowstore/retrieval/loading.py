@@ -77,8 +77,7 @@ def calibration(reference: str, path: Path | None = None) -> tuple[float | None,
         return LateReranker.null_threshold, LateReranker.temperature
     if path is None or _kind(path) != KIND:
         return None, 1.0
-    config = read_config(path)
-    return config.null_threshold, config.temperature
+    return LateReranker.null_threshold, read_config(path).temperature  # passages are ordered by the late one
 
 
 def _kind(path: Path) -> object:

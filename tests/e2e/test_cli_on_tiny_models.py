@@ -172,7 +172,7 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
 
 
-def test_a_trained_reranker_orders_passages(run: Run) -> None:
+def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
     rows = [
         {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
          "passage": {"title": "Map", "text": f"{fact['text']} It is number {n}."}}
@@ -191,6 +191,7 @@ def test_a_trained_reranker_orders_passages(run: Run) -> None:
     assert models["reranker"]["state"] == "ready"
     assert "on questions kept out" in models["reranker"]["notes"]
     run("ingest", "facts.jsonl")
-    late = _json(run("ask", "Where is Lyon?", "--explain", "--json"))
+    late = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "late"))
     joint = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "trained"))
-    assert [hit["score"] for hit in joint["hits"]] != [hit["score"] for hit in late["hits"]]
+    assert [hit["score"] for hit in joint["hits"]] == [hit["score"] for hit in late["hits"]]
+    assert [hit["segment_scores"] for hit in joint["hits"]] != [hit["segment_scores"] for hit in late["hits"]]

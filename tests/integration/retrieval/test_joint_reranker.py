@@ -116,7 +116,7 @@ def test_a_saved_reranker_loads_with_the_same_scores(bert: Path, tmp_path: Path)
     reranker.save(tmp_path, dtype=torch.float32)
     loaded = JointReranker.load(tmp_path, bert)
     assert loaded.config == reranker.config
-    assert (loaded.null_threshold, loaded.temperature) == (-1.5, 1.25)
+    assert (loaded.config.null_threshold, loaded.temperature) == (-1.5, 1.25)
     assert loaded.score(QUESTION, ITEMS) == reranker.score(QUESTION, ITEMS)
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {"head.weight", "head.bias", "encoder.layer.0.output.dense.weight"} <= names
@@ -181,24 +181,24 @@ def many() -> tuple[list[RerankItem], np.ndarray]:
     return items, vectors[0, 0]
 
 
-def test_only_the_best_by_late_interaction_are_read_and_the_others_follow_in_order(
+def test_the_late_reranker_orders_passages_and_the_model_shares_the_scores_of_the_best(
     reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
 ) -> None:
     items, vector = many
-    cascade = JointReranker(reranker.model, reranker.config, n_read=4)
+    cascade = JointReranker(reranker.model, replace(reranker.config, null_threshold=-1.5), n_read=4)
     scores = cascade.score(QUESTION, items, vector)
     late = LateReranker().score(QUESTION, items, vector)
+    assert [one.score for one in scores] == [one.score for one in late]
     order = sorted(range(12), key=lambda index: -late[index].score)
     read = reranker.score(QUESTION, [items[index] for index in order[:4]])
-    assert [scores[index].score for index in order[:4]] == pytest.approx([score.score for score in read], abs=1e-4)
-    below = [scores[index].score for index in order[4:]]
-    assert below == sorted(below, reverse=True)
-    assert below[0] < min(score.score for score in read)
-    for index in order[4:]:
-        total = math.log(sum(map(math.exp, scores[index].segment_scores)))
-        assert total == pytest.approx(scores[index].score, abs=1e-6)
-        gaps = np.subtract(scores[index].segment_scores, late[index].segment_scores)
-        assert gaps[0] == pytest.approx(gaps[1])
+    for index, model in zip(order[:4], read, strict=True):
+        gaps = np.subtract(scores[index].segment_scores, model.segment_scores)
+        assert gaps[0] == pytest.approx(gaps[1], abs=1e-4)
+        assert math.log(sum(map(math.exp, scores[index].segment_scores))) == pytest.approx(scores[index].score)
+        assert [word[:2] for word in scores[index].word_scores] == [word[:2] for word in model.word_scores]
+    assert [scores[index] for index in order[4:]] == [late[index] for index in order[4:]]
+    assert cascade.null_threshold == LateReranker.null_threshold
+    assert JointReranker(reranker.model, cascade.config, n_read=None).null_threshold == -1.5
 
 
 def test_all_are_read_without_vectors_or_without_a_limit(

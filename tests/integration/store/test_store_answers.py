@@ -101,7 +101,7 @@ def test_temperature_and_top_k_shape_the_weights(store: KnowledgeStore, open_sto
     assert all(sum(each) == pytest.approx(1, abs=1e-6) for each in (cold, warm, hot))
 
 
-def test_a_joint_reranker_orders_passages_and_weighs_them_by_its_own_temperature(
+def test_a_joint_reranker_weighs_sentences_and_uses_its_own_temperature(
     store: KnowledgeStore, open_store: Open, tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path
 ) -> None:
     base = load_base(tiny_retriever_dir)
@@ -110,7 +110,9 @@ def test_a_joint_reranker_orders_passages_and_weighs_them_by_its_own_temperature
     JointReranker(JointModel(base), config).save(tmp_path / "joint")
     models = replace(tiny_models, reranker=str(tmp_path / "joint"))
     answer = open_store(models=models, retrieval=RetrievalConfig(temperature=0.5)).ask(ROME)
-    assert [hit.score for hit in answer.hits] != [hit.score for hit in store.ask(ROME).hits]
+    late = store.ask(ROME)
+    assert [hit.score for hit in answer.hits] == [hit.score for hit in late.hits]
+    assert [hit.segment_scores for hit in answer.hits] != [hit.segment_scores for hit in late.hits]
     kept = answer.hits[:4]
     assert [one.weight for one in answer.experts] == pytest.approx(relevance([hit.score for hit in kept], 2.0))
     for one, hit in zip(answer.experts, kept, strict=True):
