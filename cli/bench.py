@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from knowstore.records import Mode
 
 from .registration import command, group
-from .session import Session
+from .session import Session, given
 
 bench = group(
     "bench", "Measure what experts carry, and how long questions take.", "knowstore bench controls --data qa.jsonl"
@@ -30,30 +31,22 @@ def controls(
     ],
     limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    counterfactual: Annotated[
+        bool, typer.Option("--counterfactual", help="Give each row's counterfactual_text, and ask for its answer.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for controls.json and, with the extra `plots`, controls.png.")
     ] = None,
 ) -> None:
     """Score answers with no expert, the static one, another passage's and the right one; needs no store."""
-    from knowstore.bench import can_plot, plot_controls, run_controls
+    from knowstore.bench import plot_controls, run_controls
 
     session.kept = "nothing, for a measurement changes nothing"
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = run_controls(
-        data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
-    )
-    rows: list[dict[str, Any]] = found["rows"]
-    if output is not None:
-        (output / "controls.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-        if can_plot():
-            plot_controls(rows, output / "controls.png")
-        else:
-            session.output.hint("for a picture: pip install 'knowstore[plots]'")
-    if session.output.is_plain and rows:
-        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
-    else:
-        session.output.result(found, "")
+        data, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
+        on_progress=session.output.progress,
+    )  # fmt: skip
+    _finish(session, found, output, "controls", plot_controls)
 
 
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
@@ -75,12 +68,57 @@ def rerank(
         data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
         on_progress=session.output.progress,
     )  # fmt: skip
-    rows: list[dict[str, Any]] = found["rows"]
+    _finish(session, found)
     if session.output.is_plain:
-        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
         session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
-    else:
-        session.output.result(found, "")
+
+
+@command(bench, example="knowstore bench locality --data qa.jsonl --corpus passages.jsonl.gz")
+def locality(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Rows {question or prompt, answers} as .jsonl or .jsonl.gz; may be repeated."),
+    ],
+    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to take experts from; may be repeated.")],
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each file; those answered unaided are kept.")] = 300,
+    seed: Annotated[int, typer.Option(help="Draws the questions and the passages.")] = 0,
+) -> None:
+    """Count which answers of the model alone survive experts that are not about the question; needs no store."""
+    from knowstore.bench import run_locality
+
+    session.kept = "nothing, for a measurement changes nothing"
+    found: dict[str, Any] = run_locality(
+        data, corpus, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
+    )
+    _finish(session, found)
+
+
+@command(bench, example="knowstore bench answers --data qa.jsonl --corpus passages.jsonl.gz")
+def answers(
+    session: Session,
+    data: Annotated[
+        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
+    ],
+    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
+    top_k: Annotated[list[int] | None, typer.Option(help="Passages mounted or read; may be repeated.")] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Both mounted and read as well.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 100,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for answers.json and, with the extra `plots`, answers.png.")
+    ] = None,
+) -> None:
+    """Score answers whose passages are found in a corpus, with 1 to 8 of them mounted or read; needs no store."""
+    from knowstore.bench import plot_answers, run_answers
+
+    session.kept = "nothing, for a measurement changes nothing"
+    modes: list[Mode] = ["experts", "rag", "hybrid"] if hybrid else ["experts", "rag"]
+    found: dict[str, Any] = run_answers(
+        data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed,
+        on_progress=session.output.progress, **given(top_ks=top_k or None),
+    )  # fmt: skip
+    _finish(session, found, output, "answers", plot_answers)
 
 
 @command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")
@@ -108,6 +146,30 @@ def ask(
     if session.output.is_plain:
         session.output.table(timings, ["experts", "stage", "p50", "p95"])
         session.output.note(f"{found['n']} questions; models were loaded in {found['load_s']:.1f} s")
+    else:
+        session.output.result(found, "")
+
+
+def _finish(
+    session: Session,
+    found: dict[str, Any],
+    output: Path | None = None,
+    name: str = "",
+    plot: Callable[[list[dict[str, Any]], Path], None] | None = None,
+) -> None:
+    """Show the rows that were found; in the folder `output` they are kept as JSON, and drawn where that can be done."""
+    from knowstore.bench import can_plot
+
+    rows: list[dict[str, Any]] = found["rows"]
+    if output is not None and plot is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        if can_plot():
+            plot(rows, output / f"{name}.png")
+        else:
+            session.output.hint("for a picture: pip install 'knowstore[plots]'")
+    if session.output.is_plain and rows:
+        session.output.table([{column: _cell(value) for column, value in row.items()} for row in rows], list(rows[0]))
     else:
         session.output.result(found, "")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +17,8 @@ from .registration import command, group
 from .session import Session, given
 
 if TYPE_CHECKING:
+    from knowstore.experts import FrozenLLM, Hypernetwork
+    from knowstore.retrieval import JointReranker
     from knowstore.training import RerankerProgress, TrainingProgress
 
 train = group(
@@ -67,7 +71,6 @@ def hypernetwork(
 
     from knowstore.encoders import load_base
     from knowstore.experts import (
-        Hypernetwork,
         PooledConfig,
         PooledHypernetwork,
         TokensConfig,
@@ -75,8 +78,7 @@ def hypernetwork(
         load_hypernetwork,
         load_llm,
     )
-    from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
-    from knowstore.retrieval import JointReranker, load_reranker
+    from knowstore.models import choose_device, choose_dtype, resolve
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
@@ -95,13 +97,9 @@ def hypernetwork(
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
     llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
     torch.manual_seed(config.seed)
-
-    def encoder_of(reference: str) -> Path:
-        return resolve(reference, "retriever", progress=session.output.progress).path
-
     network: Hypernetwork
     if start is not None:
-        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=encoder_of)
+        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=_encoder(session))
         if network.config.kind != kind or network.config.width != llm.width:
             raise HypernetworkError(
                 f"{start} is a {network.config.kind} hypernetwork for a model of width {network.config.width}",
@@ -122,34 +120,115 @@ def hypernetwork(
             max_norm=max_norm,
         )
         network = TokensHypernetwork(sizes, base).to(device)
-    reranker = None
-    if kind == "tokens":
-        found = resolve(models.reranker, "reranker", progress=session.output.progress).path
-        fingerprint = directory_fingerprint(found) if (found / "config.json").is_file() else ""
-        loaded = load_reranker(
-            models.reranker, found, device, llm.dtype, base=encoder_of, weights_fingerprint=fingerprint
-        )
-        reranker = loaded if isinstance(loaded, JointReranker) else None
-        if reranker is None:
-            session.output.note("This reranker needs vectors of passages: experts are weighed by random draws instead.")
+    reranker = _joint_reranker(session, llm) if kind == "tokens" else None
     kept = train_hypernetwork(
         network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
         on_progress=_Log(session.output, work),
     )  # fmt: skip
+    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {resolved.name}")
+    session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
+
+
+@command(train, example="knowstore train reader --data train.jsonl.gz --output my-reader --minutes 20")
+def reader(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints, the log and its curves.")
+    ],
+    minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")] = None,
+    batch_questions: Annotated[int | None, typer.Option(help="Most questions of a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
+) -> None:
+    """Train what reads passages in the prompt, for `--mode rag` and `hybrid`, by Eq. 5.
+
+    It starts from the hypernetwork's static and query experts, and in a share of the steps the passages' experts are
+    mounted as well. The same command goes on from the last checkpoint of a run that was cut off.
+    """
+    import torch
+
+    from knowstore.experts import ReaderConfig, ReaderHypernetwork, TokensHypernetwork, load_hypernetwork, load_llm
+    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.sources import sentence_spans
+    from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
+
+    work = output / "training"
+    session.kept = f"the last checkpoint in {work}"
+    rows = load_questions(data, sentence_spans)
+    chosen = given(
+        minutes=minutes, steps=steps, batch_questions=batch_questions, learning_rate=learning_rate, seed=seed
+    )
+    config = replace(TrainingConfig(), **chosen)
+    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
+    models = session.model_config()
+    device = choose_device(models.device)
+    resolved = resolve(models.llm, "llm", progress=session.output.progress)
+    llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
+    found = resolve(models.hypernetwork, "hypernetwork", progress=session.output.progress)
+    beside = load_hypernetwork(found.path, device=device, base=_encoder(session))
+    torch.manual_seed(config.seed)
+    sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
+    network = ReaderHypernetwork(sizes).to(device)
+    network.start_from(beside)
+    reranker = _joint_reranker(session, llm)
+    kept = train_hypernetwork(
+        network, llm, rows, config, work, reranker=reranker,
+        beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
+        on_progress=_Log(session.output, work),
+    )  # fmt: skip
+    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {resolved.name}")
+
+
+def _encoder(session: Session) -> Callable[[str], Path]:
+    """What gives the directory of a published encoder by its reference."""
+    from knowstore.models import resolve
+
+    return lambda reference: resolve(reference, "retriever", progress=session.output.progress).path
+
+
+def _joint_reranker(session: Session, llm: FrozenLLM) -> JointReranker | None:
+    """The configured reranker, where it reads passages without their vectors."""
+    from knowstore.models import directory_fingerprint, resolve
+    from knowstore.retrieval import JointReranker, load_reranker
+
+    reference = session.model_config().reranker
+    found = resolve(reference, "reranker", progress=session.output.progress).path
+    fingerprint = directory_fingerprint(found) if (found / "config.json").is_file() else ""
+    loaded = load_reranker(
+        reference, found, str(llm.device), llm.dtype, base=_encoder(session), weights_fingerprint=fingerprint
+    )
+    if isinstance(loaded, JointReranker):
+        return loaded
+    session.output.note("This reranker needs vectors of passages, so it weighs nothing in training.")
+    return None
+
+
+def _save(
+    session: Session, network: Hypernetwork, kept: TrainingProgress | None, output: Path, trained_on: str
+) -> None:
+    """Write what was trained, and say so."""
+    import torch
+
     if kept is None:
         raise TrainingError("a run of no time and no steps", kept="nothing was trained", fix="give it some minutes")
-    seconds, quality = kept.seconds, _quality(kept)
-    notes = f"{len(rows.questions):,} questions, {seconds / 60:.0f} minutes, for {resolved.name}; {quality}"
+    quality = _quality(kept)
+    notes = f"{trained_on}, {kept.seconds / 60:.0f} minutes; {quality}"
     network.config = replace(network.config, trained_steps=network.config.trained_steps + kept.step, notes=notes)
     network.save(output, dtype=torch.float16)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
-        "output": str(output), "steps": kept.step, "seconds": seconds, "loss": kept.loss,
+        "output": str(output), "steps": kept.step, "seconds": kept.seconds, "loss": kept.loss,
         "gold_loss": kept.gold, "shuffled_loss": kept.shuffled, "size_bytes": n_bytes,
     }  # fmt: skip
-    summary = f"{kept.step:,} steps, {seconds:.0f} s, {size(n_bytes)}; {quality}"
+    summary = f"{kept.step:,} steps, {kept.seconds:.0f} s, {size(n_bytes)}; {quality}"
     session.output.result(record, f"{output}: {summary}", [output])
-    session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
 
 
 def _quality(progress: TrainingProgress) -> str:
@@ -234,10 +313,13 @@ def reranker(
     base = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
-    encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
     log = _RerankerLog(session.output, work)
-    texts = [(one.title, one.text) for one in rows.passages]
-    with passage_search(encoder, texts, session.output.progress) as search:
+    with ExitStack() as stack:
+        search = None
+        if config.n_negatives:
+            encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
+            texts = [(one.title, one.text) for one in rows.passages]
+            search = stack.enter_context(passage_search(encoder, texts, session.output.progress))
         trained = train_reranker(model, rows, search, config, work, base=base, on_progress=log)
     notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, from {resolved.name}; {log.quality}"
     trained.config = replace(trained.config, notes=notes)
@@ -265,12 +347,10 @@ class _RerankerLog:
     @property
     def quality(self) -> str:
         """How good it is on the questions that were kept out."""
-        if self.sentence_accuracy is None or self.gold_first is None:
+        if self.sentence_accuracy is None:
             return "not validated"
-        return (
-            f"on questions kept out, the sentence that answers is found in {self.sentence_accuracy:.0%} and its "
-            f"passage comes first in {self.gold_first:.0%}"
-        )
+        first = "" if self.gold_first is None else f" and its passage comes first in {self.gold_first:.0%}"
+        return f"on questions kept out, the sentence that answers is found in {self.sentence_accuracy:.0%}{first}"
 
     def __call__(self, progress: RerankerProgress) -> None:
         self.seconds, self.loss = progress.seconds, progress.loss

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from knowstore._loaded import LoadedModels
-from knowstore.bank import ExpertBank
+from knowstore.bank import StoredExpert
 from knowstore.config import Filters, GenerationConfig, RetrievalConfig
 from knowstore.errors import MountError
 from knowstore.passages import Candidate, FaissIndex, PassageTable
@@ -41,12 +41,20 @@ class Timer:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+class ExpertSource(Protocol):
+    """Where experts come from: the bank, or what stands in for it."""
+
+    def get(self, ids: Sequence[str]) -> dict[str, StoredExpert]:
+        """Experts by passage id."""
+        ...
+
+
 @dataclass
 class Reader:
     """One snapshot's query path: the tables at `at`, the latest committed edit batch, and the models."""
 
     table: PassageTable
-    bank: ExpertBank
+    bank: ExpertSource
     models: LoadedModels
     retrieval: RetrievalConfig
     generation: GenerationConfig

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _N_FOUND = 10  # of each search
 _ROWS = 1_024  # encoded and written at once
-_BATCH = 1
+TABLE_BATCH = 1
+"""The edit batch that the rows of a `passages_table` belong to."""
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def passages_table(
             spans = [sentence_spans(passage.text) for passage in part]
             vectors = retriever.encode_passages(part, spans)
             rows = [PassageRow(p, v, some, each) for p, some, (v, each) in zip(part, spans, vectors, strict=True)]
-            table.add(rows, _BATCH)
+            table.add(rows, TABLE_BATCH)
             if on_progress is not None:
                 on_progress("encoding passages", first + len(part), len(passages))
         table.optimize()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bench.scoring import scored
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Passage
 from knowstore.retrieval import RerankItem, RerankScore, relevance, word_relevance
@@ -52,6 +52,7 @@ def run_controls(
     limit: int = 200,
     seed: int = 0,
     max_tokens: int = 32,
+    is_counterfactual: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, object]:
     """Ask the questions of QA files under each control, greedily, and score the answers.
@@ -64,6 +65,8 @@ def run_controls(
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
         limit: questions of each file, drawn with `seed`.
+        is_counterfactual: take rows with a `counterfactual_text`, give that as the passage, and accept the
+            `counterfactual_answer` alone: does the answer follow a passage that contradicts the model?
 
     Returns: `rows` of {data, method, control, n, em, em_ci, f1, f1_ci}, scores from 0 to 1 with bootstrap 95 %
         intervals, and `seconds`.
@@ -77,24 +80,34 @@ def run_controls(
     loaded.check_trained()
     rows: list[dict[str, object]] = []
     for path in data:
-        cases = _cases(path, limit, seed)
+        cases = _cases(path, limit, seed, is_counterfactual)
         rows += _Bench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress).rows()
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def _cases(path: Path, limit: int, seed: int) -> list[_Case]:
-    all_rows = [row for row in read_rows(path) if "passage" in row]
-    random.Random(seed).shuffle(all_rows)
+def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[_Case]:
+    found = [
+        (row["question"], tuple(answers), Passage(text, row["passage"]["title"]))
+        for row in read_rows(path)
+        if "passage" in row
+        for text, answers in [
+            (row.get("counterfactual_text"), [row.get("counterfactual_answer")])
+            if is_counterfactual
+            else (row["passage"]["text"], row["answers"])
+        ]
+        if text
+    ]
+    random.Random(seed).shuffle(found)
     cases = [
-        _Case(row["question"], tuple(row["answers"]), passage, tuple(sentence_spans(passage.text)))
-        for row in all_rows[:limit]
-        for passage in [Passage(row["passage"]["text"], row["passage"]["title"])]
+        _Case(question, answers, passage, tuple(sentence_spans(passage.text)))
+        for question, answers, passage in found[:limit]
     ]
     if len(cases) < 2:
         raise ConfigError(
             f"{path} has {len(cases)} questions with a passage, controls need two",
             kept="nothing was measured",
-            fix="give a file in the QA row format: question, answers, passage: {title, text}",
+            fix="give a file in the QA row format: question, answers, passage: {title, text}"
+            + (", counterfactual_text, counterfactual_answer" if is_counterfactual else ""),
         )
     return cases
 
@@ -161,7 +174,7 @@ class _Bench:
     def _answers(
         self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
     ) -> list[str]:
-        from knowstore.experts import Experts, Prompt, generate
+        from knowstore.experts import Prompt, generate
 
         llm, network = self.models.llm, self.models.hypernetwork
         texts: list[str] = []
@@ -171,8 +184,7 @@ class _Bench:
             experts: Experts | None = None
             before = [""] * len(part)
             if is_static and network.static is not None:
-                query = None if network.query is None else network.query.to(llm.device, llm.dtype)
-                experts = Experts(static=network.static.to(llm.device, llm.dtype), query=query)
+                experts = network.static_experts(llm)
             elif method == "rag" and chosen is not None:
                 before = [self._passage_prompt(index) for index in chosen if index is not None]
             elif chosen is not None:
@@ -227,18 +239,8 @@ class _Bench:
         return self.scored[question, passage]
 
     def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
-        em = [exact_match(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]
-        f1 = [token_f1(text, self.cases[i].answers) for i, text in zip(indices, texts, strict=True)]
-        return {
-            "data": self.name,
-            "method": method,
-            "control": control,
-            "n": len(em),
-            "em": sum(em) / len(em),
-            "em_ci": bootstrap_interval(em, seed=self.seed),
-            "f1": sum(f1) / len(f1),
-            "f1_ci": bootstrap_interval(f1, seed=self.seed),
-        }
+        accepted = [self.cases[i].answers for i in indices]
+        return {"data": self.name, "method": method, "control": control, **scored(texts, accepted, self.seed)}
 
 
 def _others(cases: Sequence[_Case]) -> list[int]:

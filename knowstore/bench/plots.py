@@ -65,6 +65,34 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_answers` found: EM with its 95 % interval over the number of passages, a line for each mode.
+
+    Args:
+        rows: as `run_answers` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    for method in dict.fromkeys(str(row["method"]) for row in rows):
+        some = [row for row in rows if row["method"] == method]
+        em = [100 * row["em"] for row in some]
+        if some[0]["k"] == 0:
+            axes.axhline(em[0], linestyle=":", color=_COLOURS["none" if method == "base" else "static"], label=method)
+            continue
+        below = [max(0.0, value - 100 * row["em_ci"][0]) for value, row in zip(em, some, strict=True)]
+        above = [max(0.0, 100 * row["em_ci"][1] - value) for value, row in zip(em, some, strict=True)]
+        axes.errorbar([row["k"] for row in some], em, yerr=[below, above], marker="o", capsize=3, label=method)
+    axes.set_xlabel("passages mounted or read")
+    axes.set_ylabel("exact answers in %, with 95 % intervals")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+
+
 def plot_training(log: Path, path: Path) -> None:
     """Draw the curves of a training log: the loss, smoothed, and what was measured on questions kept out.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ import numpy as np
 
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passages_table
+from knowstore.bench.corpus import load_corpus, text_key
+from knowstore.bench.scoring import share
 from knowstore.config import ModelConfig
-from knowstore.errors import ConfigError
-from knowstore.evaluation import bootstrap_interval
 from knowstore.records import Passage
 from knowstore.retrieval import RerankItem
-from knowstore.training import read_rows
 
 
 def run_rerank(
@@ -48,54 +46,33 @@ def run_rerank(
     """
     started = time.perf_counter()
     loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
-    asked = [row for row in read_rows(data) if isinstance(row.get("question"), str) and _is_passage(row.get("passage"))]
-    if not asked:
-        raise ConfigError(
-            f"{data} has no question with a passage", kept="nothing was measured",
-            fix="give a file in the QA row format: question, answers, passage: {title, text}",
-        )  # fmt: skip
-    gold = [Passage(row["passage"]["text"], row["passage"]["title"]) for row in asked]
-    rest = []
-    for path in corpus:
-        found = [Passage(row["text"], row["title"]) for row in read_rows(path) if _is_passage(row)]
-        if not found:
-            raise ConfigError(
-                f"{path} has no passages",
-                kept="nothing was measured",
-                fix="give rows {title, text}, a JSON object a line",
-            )
-        rest += found
-    passages = list({_key(passage): passage for passage in [*rest, *gold]}.values())
-    order = list(range(len(asked)))
-    random.Random(seed).shuffle(order)
+    asked, passages = load_corpus(data, corpus, limit, seed)
     names = ("vector", "hybrid", "vector, reranked", "hybrid, reranked")
     ranks: dict[str, list[int]] = {name: [] for name in names}
     with passages_table(loaded.retriever, passages, on_progress) as table:
-        for step, index in enumerate(order[:limit]):
-            question, key = asked[index]["question"], _key(gold[index])
-            vector = loaded.retriever.encode_questions([question])[0]
+        for step, one in enumerate(asked):
+            vector = loaded.retriever.encode_questions([one.question])[0]
             proposed = {
                 "vector": table.search_vector(vector, n_candidates, at=None),
-                "hybrid": table.search_hybrid(vector, question, n_candidates, at=None),
+                "hybrid": table.search_hybrid(vector, one.question, n_candidates, at=None),
             }
             for name, candidates in proposed.items():
                 items = [
                     RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
                 ]
-                scores = [one.score for one in loaded.reranker.score(question, items, vector)]
-                are_gold = np.array([_key(Passage(c.text, c.title)) == key for c in candidates])
+                scores = [score.score for score in loaded.reranker.score(one.question, items, vector)]
+                are_gold = np.array([text_key(Passage(c.text, c.title)) == text_key(one.passage) for c in candidates])
                 ranks[name].append(_rank(are_gold))
                 ranks[f"{name}, reranked"].append(_rank(are_gold[np.argsort(-np.array(scores), kind="stable")]))
             if on_progress is not None:
-                on_progress("asking", step + 1, min(limit, len(order)))
+                on_progress("asking", step + 1, len(asked))
     rows = []
     for name, some in ranks.items():
         first = [float(rank == 0) for rank in some]
         rows.append(
             {
                 "method": name,
-                "top1": sum(first) / len(some),
-                "top1_ci": bootstrap_interval(first, seed=seed),
+                **share("top1", first, seed),
                 "top4": sum(rank < 4 for rank in some) / len(some),
                 "found": sum(rank < n_candidates for rank in some) / len(some),
             }
@@ -104,20 +81,12 @@ def run_rerank(
     return {
         "data": data.name,
         "passages": len(passages),
-        "questions": len(order[:limit]),
+        "questions": len(asked),
         "rows": rows,
         "seconds": seconds,
     }
 
 
-def _is_passage(row: object) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("text"), str) and isinstance(row.get("title"), str)
-
-
 def _rank(are_gold: np.ndarray) -> int:
     """The place of the first gold passage; behind all places when there is none."""
     return int(are_gold.argmax()) if are_gold.any() else 1 << 30
-
-
-def _key(passage: Passage) -> str:
-    return " ".join(passage.text.lower().split())

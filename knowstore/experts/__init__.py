@@ -16,6 +16,7 @@ from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, l
 from knowstore.experts.llm import FrozenLLM, load_llm
 from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
+from knowstore.experts.reader import ReaderConfig, ReaderHypernetwork
 from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "PooledHypernetwork",
     "Prompt",
     "QueryExperts",
+    "ReaderConfig",
+    "ReaderHypernetwork",
     "TokensConfig",
     "TokensHypernetwork",
     "combine",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from knowstore.encoders import load_base
 from knowstore.errors import ConfigError, HypernetworkError
-from knowstore.experts.expert import Expert, Factors, QueryExperts
+from knowstore.experts.expert import Expert, Experts, Factors, QueryExperts
 from knowstore.experts.llm import FrozenLLM
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_SIZE = 1 << 24
-_RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "query_from": (0, 4095)}
+_RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "query_from": (0, 4095), "n_blocks": (1, 4096)}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,14 @@ class Hypernetwork(nn.Module, ABC):
         """Gradients for everything that training may change."""
         self.requires_grad_(True)
 
+    def static_experts(self, llm: FrozenLLM) -> Experts:
+        """What every question gets and no passage owns, ready to be mounted alone."""
+        static, query = self.static, self.query
+        return Experts(
+            static=None if static is None else static.to(llm.device, llm.dtype),
+            query=None if query is None else query.to(llm.device, llm.dtype),
+        )
+
     def neuron_spans(self, llm: FrozenLLM, passage: PassageInput) -> list[tuple[int, int]] | None:
         """The characters of the passage's text that each neuron of its expert stands for; None for a kind whose
         neurons stand for the passage as a whole."""
@@ -131,6 +139,11 @@ class Hypernetwork(nn.Module, ABC):
         (folder / _CONFIG).write_text(json.dumps(described_hypernetwork(self), indent=2) + "\n", "utf-8")
 
 
+def normal_parameters(shapes: Iterable[tuple[tuple[int, int], float]]) -> nn.ParameterList:
+    """Matrices of normal numbers, given as (shape, standard deviation)."""
+    return nn.ParameterList(nn.Parameter(torch.randn(shape) * scale) for shape, scale in shapes)
+
+
 def described_hypernetwork(hypernetwork: Hypernetwork) -> dict[str, Any]:
     """What its config.json says."""
     return {"kind": hypernetwork.config.kind, **asdict(hypernetwork.config)}
@@ -147,6 +160,7 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[str]
         HypernetworkError: files missing or damaged, an unknown kind, or weights that do not fit the config.
     """
     from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
+    from knowstore.experts.reader import ReaderConfig, ReaderHypernetwork
     from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
     try:
@@ -158,6 +172,8 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[str]
         with torch.device("meta"):  # no memory is taken on the word of the config alone
             if kind == "pooled":
                 hypernetwork: Hypernetwork = PooledHypernetwork(PooledConfig(**described))
+            elif kind == "reader":
+                hypernetwork = ReaderHypernetwork(ReaderConfig(**described))
             elif encoder is not None:
                 config = TokensConfig(**described)
                 if (config.base_digest, config.encoder_width) != (encoder.digest, encoder.width):
@@ -167,7 +183,7 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[str]
                     )
                 hypernetwork = TokensHypernetwork(config, encoder)
             else:
-                raise ValueError(f"its kind is {kind!r}, known are 'pooled' and 'tokens'")
+                raise ValueError(f"its kind is {kind!r}, known are 'pooled', 'reader' and 'tokens'")
         weights = load_file(folder / _WEIGHTS)
         floats = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
         if not all(bool(t.isfinite().all()) for t in floats.values() if t.is_floating_point()):

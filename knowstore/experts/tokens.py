@@ -19,7 +19,7 @@ An inner product with a constant direction (`const`, about 1 for every state) st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from knowstore.encoders import BaseEncoder
 from knowstore.experts.expert import Expert, Factors, QueryExperts
-from knowstore.experts.hypernetwork import Hypernetwork, HypernetworkConfig, Latent, PassageInput
+from knowstore.experts.hypernetwork import Hypernetwork, HypernetworkConfig, Latent, PassageInput, normal_parameters
 from knowstore.experts.llm import FrozenLLM, pad_ids
 
 _EMBEDDINGS = "encoder.embeddings."
@@ -129,10 +129,10 @@ class TokensHypernetwork(Hypernetwork):
         self.log_value = nn.Parameter(torch.tensor(math.log(12.0)))  # the residual stream's norm is about 150 here
         R = config.static_rank
         scales = (D**-0.5, R**-0.5, D**-0.5, 0.0)
-        self.static_parts = _normals(zip(((D, R), (R, D), (D, R), (R, D)), scales, strict=True))
+        self.static_parts = normal_parameters(zip(((D, R), (R, D), (D, R), (R, D)), scales, strict=True))
         n, R = len(config.query_layers), config.query_rank
-        self.query_up = _normals(((D, R), D**-0.5) for _ in range(n))
-        self.query_down = _normals(((R, D), 0.0) for _ in range(n))
+        self.query_up = normal_parameters(((D, R), D**-0.5) for _ in range(n))
+        self.query_down = normal_parameters(((R, D), 0.0) for _ in range(n))
 
     def set_trainable(self) -> None:
         """Gradients for everything but the published embeddings."""
@@ -281,10 +281,6 @@ def _zero(inner: int, outer: int) -> nn.Linear:
     linear = nn.Linear(inner, outer, bias=False)
     nn.init.zeros_(linear.weight)
     return linear
-
-
-def _normals(shapes: Iterable[tuple[tuple[int, int], float]]) -> nn.ParameterList:
-    return nn.ParameterList(nn.Parameter(torch.randn(shape) * scale) for shape, scale in shapes)
 
 
 def _places(sentence: str, shift: int, ends: Sequence[int]) -> list[tuple[int, int]]:

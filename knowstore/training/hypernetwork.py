@@ -25,10 +25,12 @@ from knowstore.errors import TrainingError
 from knowstore.experts.hypernetwork import Hypernetwork, described_hypernetwork
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.pooled import PooledHypernetwork
+from knowstore.experts.reader import ReaderHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
 from knowstore.training.data import TrainingData
 from knowstore.training.pooled import PooledRun
+from knowstore.training.reader import ReaderRun
 from knowstore.training.run import Batch, Losses, Run, TokensRun
 from knowstore.training.start import analytic_start
 
@@ -118,16 +120,19 @@ def train_hypernetwork(
     *,
     is_started: bool = False,
     reranker: Reranker | None = None,
+    beside: TokensHypernetwork | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingProgress | None:
     """Train a hypernetwork in place.
 
-    The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on. `pooled` is trained by
-    Eq. 5 from the first step to the last, whatever the config says of the other parts.
+    The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on. `pooled` and `reader`
+    are trained by Eq. 5 from the first step to the last, whatever the config says of the other parts.
 
     Args:
         is_started: the hypernetwork was trained before and keeps its statistics of the LLM.
         reranker: weighs sentences and words as when experts are served; None trains with weights that look alike.
+        beside: to train a `reader`: the hypernetwork whose experts are mounted beside the prompt in a share of the
+            batches, weighed by `reranker`; None for prompts alone.
 
     Returns: the log's line of the step whose weights are kept, with the last validation up to it; None without a step.
 
@@ -140,12 +145,16 @@ def train_hypernetwork(
     if isinstance(hypernetwork, PooledHypernetwork):
         run = PooledRun(hypernetwork, llm, data, config.n_per_passage)
         config = replace(config, pointing_share=0.0, static_steps=0)
+    elif isinstance(hypernetwork, ReaderHypernetwork):
+        experts = None if beside is None else TokensRun(beside, llm, data, config.n_per_passage, reranker)
+        run = ReaderRun(hypernetwork, llm, data, config.n_per_passage, experts)
+        config = replace(config, pointing_share=0.0, static_steps=0)
     elif isinstance(hypernetwork, TokensHypernetwork):
         run = TokensRun(hypernetwork, llm, data, config.n_per_passage, reranker)
     else:
         raise TrainingError(
             f"a hypernetwork of kind {hypernetwork.config.kind!r} cannot be trained", kept="nothing was trained",
-            fix="train one of kind `tokens` or `pooled`",
+            fix="train one of kind `tokens`, `pooled` or `reader`",
         )  # fmt: skip
     hypernetwork.set_trainable()
     held_out, train = _split(run, config)
@@ -327,10 +336,10 @@ class _Loop:
             if self.answering_from is not None:
                 is_generated = n_generated < config.n_generated
                 for control, is_own in (("gold", True), ("shuffled", False)):
-                    experts = run.validated(batch, is_own=is_own)
-                    found[control] = n * run.answer_nats(batch, experts)
+                    given = run.validated(batch, is_own=is_own)
+                    found[control] = n * run.answer_nats(batch, given)
                     if is_generated:
-                        scores = run.scores(batch, experts)
+                        scores = run.scores(batch, given)
                         found[f"{control}_em"] = sum(em for em, _ in scores)
                         found[f"{control}_f1"] = sum(f1 for _, f1 in scores)
                 n_generated += n if is_generated else 0

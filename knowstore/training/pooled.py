@@ -12,7 +12,7 @@ from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.training.data import TrainingData
-from knowstore.training.run import Batch, Losses, Run, plain_attention, written_question
+from knowstore.training.run import Batch, Given, Losses, Run, plain_attention, written_question
 
 
 class PooledRun(Run):
@@ -44,9 +44,9 @@ class PooledRun(Run):
         raise NotImplementedError("the pooled hypernetwork has no static expert")
 
     @torch.no_grad()
-    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
+    def validated(self, batch: Batch, *, is_own: bool) -> Given:
         chosen = [position if is_own else (position + 1) % len(batch.passages) for position, _ in batch.rows]
-        return self._experts(batch, chosen)
+        return Given(self._experts(batch, chosen), ("",) * len(chosen))
 
     def _experts(self, batch: Batch, chosen: list[int]) -> Experts:
         """Those of the passages at positions `chosen` of the batch, one for each question."""

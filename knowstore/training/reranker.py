@@ -35,7 +35,8 @@ class RerankerTrainingConfig:
     The run ends after `minutes`, or after `steps` when that is given. Learning rates rise over `warmup` steps and
     fall linearly over the run. A question comes with its own passage and `n_negatives` of the `n_mined` best
     passages that a search finds and that do not answer it. `calibration_weight` weighs what makes a score of 0
-    mean as likely relevant as not, `word_weight` what tells the words of the answer within its passage.
+    mean as likely relevant as not, `word_weight` what tells the words of the answer within its passage. Without
+    negatives the model learns where in a passage an answer stands and nothing of which passage holds it.
     `n_held_out` questions, with the passages that they stand in, are kept out to validate, each among
     `n_candidates` passages.
     """
@@ -111,7 +112,7 @@ def mine(row: QuestionRow, data: TrainingData, search: Search, n: int, kept_out:
 def train_reranker(
     model: JointModel,
     data: TrainingData,
-    search: Search,
+    search: Search | None,
     config: RerankerTrainingConfig,
     folder: Path,
     *,
@@ -129,19 +130,19 @@ def train_reranker(
     Args:
         model: the encoder and its head, trained in place.
         data: questions and their passages.
-        search: finds passages among `data.passages`, from which hard negatives are taken.
+        search: finds passages among `data.passages`, from which hard negatives are taken; None without negatives.
         config: how to train.
         folder: for log and checkpoint.
         base: reference of the encoder, for the reranker's config.
         on_progress: called after every step.
 
     Raises:
-        TrainingError: fewer questions than a batch, no other passage, a checkpoint of another run, or a loss that
-            is not finite; the last checkpoint stays.
+        TrainingError: fewer questions than a batch, no other passage or no search for it, a checkpoint of another run,
+            or a loss that is not finite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, data, search, config)
-    if len(run.train) < config.batch_size or len(data.passages) < 2:
+    if len(run.train) < config.batch_size or len(data.passages) < 2 or (config.n_negatives and search is None):
         raise TrainingError(
             f"{len(run.train)} questions on {len(data.passages)} passages to train on, a batch takes "
             f"{config.batch_size}",
@@ -221,9 +222,11 @@ def judge(
     return run.judge([index for index in questions if run.gold(index)])
 
 
-def accuracies(judged: Sequence[Judged]) -> tuple[float, float]:
-    """How often the gold passage's best sentence answers, and how often that passage comes first."""
+def accuracies(judged: Sequence[Judged]) -> tuple[float, float | None]:
+    """How often the gold passage's best sentence answers, and how often that passage comes first among several."""
     sentence = [bool(one.gold[one.logits[0].argmax()]) for one in judged]
+    if all(len(one.logits) == 1 for one in judged):
+        return sum(sentence) / len(judged), None
     first = [int(torch.logsumexp(one.logits, 1).argmax()) == 0 for one in judged]
     return sum(sentence) / len(judged), sum(first) / len(judged)
 
@@ -253,7 +256,9 @@ def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
 class _Run:
     """What a training run computes on: questions and passages as token ids, and their hard negatives."""
 
-    def __init__(self, model: JointModel, data: TrainingData, search: Search, config: RerankerTrainingConfig) -> None:
+    def __init__(
+        self, model: JointModel, data: TrainingData, search: Search | None, config: RerankerTrainingConfig
+    ) -> None:
         self.model, self.data, self.search, self.config = model, data, search, config
         self.questions = model.read_questions([row.question for row in data.questions])
         self.passages = model.read_passages([(one.title, one.text, one.spans) for one in data.passages])
@@ -297,6 +302,8 @@ class _Run:
 
     def negatives(self, question: int, n: int) -> list[int]:
         """Hard negatives of a question; only such of a question to train on are out of what is kept out."""
+        if self.search is None:
+            return []
         if question not in self._negatives:
             row = self.data.questions[question]
             kept_out = () if row.passage in self.kept_out else self.kept_out
@@ -338,7 +345,9 @@ class _Run:
         answers = torch.logsumexp(logits.masked_fill(~is_gold, UNREAD).flatten(1), 1)
         contrast = (torch.logsumexp(logits.flatten(1), 1) - answers).mean()
         passages = torch.logsumexp(logits, 2)  # (B, 1 + n)
-        calibration = softplus(-passages[:, 0]).mean() + softplus(passages[:, 1:]).mean()
+        calibration = passages.new_zeros(())
+        if n:
+            calibration = softplus(-passages[:, 0]).mean() + softplus(passages[:, 1:]).mean()
         is_word = is_word.to(tokens.device)
         within = (passages[:, :1] - tokens[:: 1 + n]).masked_fill(~is_word, 0.0).sum(1)  # (B,)
         return RerankerLosses(contrast, calibration, (within / is_word.sum(1).clamp(min=1)).mean())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from knowstore.config import GenerationConfig
+from knowstore.errors import TrainingError
 from knowstore.evaluation import exact_match, token_f1
 from knowstore.experts.expert import Experts, word_weights
 from knowstore.experts.generation import Prompt, generate
@@ -72,6 +73,14 @@ class Batch:
         self.rows = [(position, question) for position, some in enumerate(questions) for question in some]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a batch's questions are validated with: experts, and the passages that stand before each, or ""."""
+
+    experts: Experts
+    before: tuple[str, ...]
+
+
 class Run(ABC):
     """Data, models and the losses of one batch, for one kind of hypernetwork.
 
@@ -110,22 +119,24 @@ class Run(ABC):
         """Eq. 5 with what belongs to no passage alone."""
 
     @abstractmethod
-    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
-        """For each question what its passage's expert knows of the answer at its best, or another passage's."""
+    def validated(self, batch: Batch, *, is_own: bool) -> Given:
+        """For each question what its passage gives at its best, or what another passage does."""
 
     @torch.no_grad()
-    def answer_nats(self, batch: Batch, experts: Experts) -> float:
-        """Eq. 5 under these experts, in nats per answer token."""
+    def answer_nats(self, batch: Batch, given: Given) -> float:
+        """Eq. 5 under what is given, in nats per answer token."""
         questions = [self.questions[question] for _, question in batch.rows]
         ids = pad_ids([question.ids for question in questions]).to(self.llm.device)
-        with mount(self.llm.model, experts, self.network.config.layer):
+        with mount(self.llm.model, given.experts, self.network.config.layer):
             return float(self.answer_loss(questions, ids))
 
-    def scores(self, batch: Batch, experts: Experts) -> list[tuple[float, float]]:
-        """EM and F1 of the answer that is generated to each question under these experts, greedily and to its end."""
+    def scores(self, batch: Batch, given: Given) -> list[tuple[float, float]]:
+        """EM and F1 of the answer that is generated to each question under what is given, greedily and to its end."""
         rows = [self.data.questions[question] for _, question in batch.rows]
-        prompts = [Prompt("", question_prompt(row.question)) for row in rows]
-        texts = generate(self.llm, prompts, experts, self.network.config.layer, GenerationConfig())
+        prompts = [
+            Prompt(before, question_prompt(row.question)) for before, row in zip(given.before, rows, strict=True)
+        ]
+        texts = generate(self.llm, prompts, given.experts, self.network.config.layer, GenerationConfig())
         return [
             (exact_match(one.text, row.answers), token_f1(one.text, row.answers))
             for one, row in zip(texts, rows, strict=True)
@@ -154,10 +165,7 @@ class Run(ABC):
 
     def answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
         """Eq. 5 under what is mounted: the mean over all answer tokens of `questions`, whose padded ids are (Q, T)."""
-        is_target = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, question in enumerate(questions):
-            is_target[row, question.n_question : len(question.ids)] = True
-        is_target = is_target[:, 1:].to(ids.device)
+        is_target = answer_places(questions, ids.shape[1]).to(ids.device)
         final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
         return cross_entropy(logits.float(), ids[:, 1:][is_target])
@@ -222,20 +230,17 @@ class TokensRun(Run):
         )
 
     @torch.no_grad()
-    def validated(self, batch: Batch, *, is_own: bool) -> Experts:
+    def validated(self, batch: Batch, *, is_own: bool) -> Given:
         """The sentence that holds the answer alone, or a sentence of another passage."""
-        network, llm = self.network, self.llm
         tokenised = [self.passages[p] for p in batch.passages]
-        with torch.autocast(network.const.device.type, torch.bfloat16):
-            tokens = network.tokens(tokenised, network.codes(tokenised))
-            up, down = network.neurons(network.keys(llm, tokens), network.values(llm, tokens), tokens.mask)
+        up, down = self._neurons(tokenised)
         chosen = [position if is_own else (position + 1) % len(tokenised) for position, _ in batch.rows]
         weights = torch.zeros(len(chosen), up.shape[2])
         for row, (position, (_, question)) in enumerate(zip(chosen, batch.rows, strict=True)):
             spans, sentence = tokenised[position].spans, self.questions[question].sentence
             first, last = spans[sentence if is_own else sentence % len(spans)]
             weights[row, first:last] = 1.0
-        return self._experts(up[chosen], down[chosen], weights)
+        return Given(self._experts(up[chosen], down[chosen], weights), ("",) * len(chosen))
 
     def static_loss(self, batch: Batch) -> Tensor:
         """With the static expert and the query experts."""
@@ -244,6 +249,41 @@ class TokensRun(Run):
         experts = self._experts(None, None, None)
         with plain_attention(self.llm), mount(self.llm.model, experts, self.network.config.layer):
             return self.answer_loss(questions, ids)
+
+    @torch.no_grad()
+    def served(self, rows: Sequence[tuple[int, Sequence[int]]]) -> Experts:
+        """The experts of Q questions, each with the passages that are mounted for it, weighed by the reranker.
+
+        Raises:
+            TrainingError: no reranker.
+        """
+        if self.reranker is None:
+            raise TrainingError(
+                "there is no reranker to weigh experts with", kept="nothing was trained",
+                fix="train with a joint reranker",
+            )  # fmt: skip
+        places = {passage: place for place, passage in enumerate(dict.fromkeys(p for _, some in rows for p in some))}
+        tokenised = [self.passages[passage] for passage in places]
+        up, down = self._neurons(tokenised)
+        T, n = up.shape[2], max(len(some) for _, some in rows)
+        weights = torch.zeros(len(rows), n * T)
+        for row, (question, some) in enumerate(rows):
+            found = self.reranked_weights(self.reranker, question, some, is_of_words=False)
+            for position, (passage, each) in enumerate(zip(some, found, strict=True)):
+                first = position * T + self.passages[passage].spans[0][0]
+                weights[row, first : first + len(each)] = torch.tensor(each)
+        chosen = torch.tensor([[places[p] for p in [*some, *[some[0]] * (n - len(some))]] for _, some in rows])
+        return self._experts(
+            torch.cat([up[chosen[:, k]] for k in range(n)], 2), torch.cat([down[chosen[:, k]] for k in range(n)], 1),
+            weights,
+        )  # fmt: skip
+
+    def _neurons(self, tokenised: Sequence[Tokenised]) -> tuple[Tensor, Tensor]:
+        """`up` (P, D, T) and `down` (P, T, D) of P passages."""
+        network, llm = self.network, self.llm
+        with torch.autocast(network.const.device.type, torch.bfloat16):
+            tokens = network.tokens(tokenised, network.codes(tokenised))
+            return network.neurons(network.keys(llm, tokens), network.values(llm, tokens), tokens.mask)
 
     def _experts(self, up: Tensor | None, down: Tensor | None, weights: Tensor | None) -> Experts:
         llm, network = self.llm, self.network
@@ -329,9 +369,21 @@ def plain_attention(llm: FrozenLLM) -> Iterator[None]:
         llm.model.set_attn_implementation(before)
 
 
-def written_question(llm: FrozenLLM, row: QuestionRow) -> PreparedQuestion | None:
-    """A question with its answer in token ids, wherever that stands; None when the question is too long."""
-    asked = llm.prompt_ids(question_prompt(row.question))
+def answer_places(questions: Sequence[PreparedQuestion], n_tokens: int) -> Tensor:
+    """Which of the tokens behind the first of each question are of its answer: (Q, T - 1)."""
+    is_target = torch.zeros(len(questions), n_tokens, dtype=torch.bool)
+    for row, question in enumerate(questions):
+        is_target[row, question.n_question : len(question.ids)] = True
+    return is_target[:, 1:]
+
+
+def written_question(llm: FrozenLLM, row: QuestionRow, *, is_start: bool = True) -> PreparedQuestion | None:
+    """A question with its answer in token ids, wherever that stands; None when the question is too long.
+
+    Args:
+        is_start: nothing stands before the question.
+    """
+    asked = llm.prompt_ids(question_prompt(row.question), is_start=is_start)
     written = llm.prompt_ids(answer_target(row.answers[0]), is_start=False)
     if len(written) < 2 or len(asked) > _MAX_QUESTION_TOKENS:
         return None

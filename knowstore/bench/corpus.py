@@ -1,0 +1,79 @@
+"""Questions and the corpus that their passages are looked for in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from knowstore.errors import ConfigError
+from knowstore.records import Passage
+from knowstore.training import read_rows
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its accepted answers and the passage that answers it."""
+
+    question: str
+    answers: tuple[str, ...]
+    passage: Passage
+
+
+def load_corpus(data: Path, corpus: Sequence[Path], limit: int, seed: int) -> tuple[list[Asked], list[Passage]]:
+    """Questions of a file, and the passages of all its questions among those of a corpus.
+
+    Args:
+        data: questions in the QA row format, `.jsonl` or `.jsonl.gz`.
+        corpus: passages `{title, text}` in the same formats.
+        limit: how many questions, drawn with `seed`.
+
+    Returns: the questions, and all passages, each text once whatever its blanks and case.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: no question with a passage, or a corpus without passages.
+    """
+    asked = [
+        Asked(row["question"], tuple(row.get("answers", ())), Passage(row["passage"]["text"], row["passage"]["title"]))
+        for row in read_rows(data)
+        if isinstance(row.get("question"), str) and _is_passage(row.get("passage"))
+    ]
+    if not asked:
+        raise ConfigError(
+            f"{data} has no question with a passage", kept="nothing was measured",
+            fix="give a file in the QA row format: question, answers, passage: {title, text}",
+        )  # fmt: skip
+    passages = load_passages(corpus) + [one.passage for one in asked]
+    random.Random(seed).shuffle(asked)
+    return asked[:limit], list({text_key(passage): passage for passage in passages}.values())
+
+
+def text_key(passage: Passage) -> str:
+    """What two passages share that are equal but for blanks and case."""
+    return " ".join(passage.text.lower().split())
+
+
+def load_passages(corpus: Sequence[Path]) -> list[Passage]:
+    """The passages `{title, text}` of files, `.jsonl` or `.jsonl.gz`.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: a file without passages.
+    """
+    passages: list[Passage] = []
+    for path in corpus:
+        found = [Passage(row["text"], row["title"]) for row in read_rows(path) if _is_passage(row)]
+        if not found:
+            raise ConfigError(
+                f"{path} has no passages",
+                kept="nothing was measured",
+                fix="give rows {title, text}, a JSON object a line",
+            )
+        passages += found
+    return passages
+
+
+def _is_passage(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("text"), str) and isinstance(row.get("title"), str)

@@ -1,0 +1,125 @@
+"""Training of the `reader`: Eq. 5 with passages in the prompt, and for a share of the batches their experts mounted
+as well, so that one reader serves `rag` and `hybrid`.
+
+A passage's keys and values do not depend on what is trained, which acts from the question on: they are computed once a
+batch, without gradients, and shared by all questions of the passage.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
+
+from knowstore.experts.expert import Experts
+from knowstore.experts.hypernetwork import PassageInput
+from knowstore.experts.llm import FrozenLLM, pad_ids
+from knowstore.experts.mount import mount
+from knowstore.experts.reader import ReaderHypernetwork
+from knowstore.prompts import passages_prompt
+from knowstore.training.data import TrainingData
+from knowstore.training.run import (
+    Batch,
+    Given,
+    Losses,
+    Run,
+    TokensRun,
+    answer_places,
+    plain_attention,
+    written_question,
+)
+
+_PAIR_SHARE = 0.5  # of the passages are read beside another one
+_EXPERTS_SHARE = 0.4  # of the batches have experts mounted
+
+
+class ReaderRun(Run):
+    """Of the `reader`.
+
+    Args:
+        network, llm, data: what is trained, for what, on what.
+        n_per_passage: most questions of a passage.
+        beside: a run of the hypernetwork whose experts are mounted in a share of the batches, on the same data; None
+            trains for prompts alone.
+    """
+
+    network: ReaderHypernetwork
+
+    def __init__(
+        self,
+        network: ReaderHypernetwork,
+        llm: FrozenLLM,
+        data: TrainingData,
+        n_per_passage: int,
+        beside: TokensRun | None = None,
+    ) -> None:
+        self.network, self.llm, self.beside = network, llm, beside
+        self.reranker = None if beside is None else beside.reranker
+        self.lengths = [len(one.text) // 4 for one in data.passages]  # about as many tokens
+        self.prepare(data, n_per_passage, lambda row: written_question(llm, row, is_start=False))
+
+    def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
+        if not is_answering:
+            return Losses(None)
+        read = [self._read(batch, position, draw) for position in range(len(batch.passages))]
+        experts = self.network.static_experts(self.llm)
+        if self.beside is not None and draw.random() < _EXPERTS_SHARE:
+            found = self.beside.served([(question, read[position]) for position, question in batch.rows])
+            experts = replace(found, static=experts.static, query=experts.query)
+        return Losses(self._loss(batch, [self._prompt(some) for some in read], experts))
+
+    def static_loss(self, batch: Batch) -> Tensor:
+        raise NotImplementedError("all that a reader has is static")
+
+    def validated(self, batch: Batch, *, is_own: bool) -> Given:
+        """The passage alone in the prompt."""
+        before = [self._prompt([self._shifted(batch, position, is_own)]) for position, _ in batch.rows]
+        return Given(self.network.static_experts(self.llm), tuple(before))
+
+    @torch.no_grad()
+    def answer_nats(self, batch: Batch, given: Given) -> float:
+        each = dict(zip((position for position, _ in batch.rows), given.before, strict=True))
+        return float(self._loss(batch, [each.get(p, "\n") for p in range(len(batch.passages))], given.experts))
+
+    def _shifted(self, batch: Batch, position: int, is_own: bool) -> int:
+        return batch.passages[position if is_own else (position + 1) % len(batch.passages)]
+
+    def _read(self, batch: Batch, position: int, draw: random.Random) -> list[int]:
+        """The passages that are read for the questions of one: itself, and maybe another in either place."""
+        read = [batch.passages[position]]
+        if draw.random() < _PAIR_SHARE:
+            read.insert(draw.randrange(2), self._shifted(batch, position, False))
+        return read
+
+    def _prompt(self, passages: Sequence[int]) -> str:
+        some: list[PassageInput] = [self.data.passages[passage] for passage in passages]
+        return passages_prompt([(one.title, one.text) for one in some])
+
+    def _loss(self, batch: Batch, before: Sequence[str], experts: Experts) -> Tensor:
+        """Eq. 5 of the batch's questions behind the prompts of their passages."""
+        llm = self.llm
+        questions = [self.questions[question] for _, question in batch.rows]
+        ids = pad_ids([question.ids for question in questions]).to(llm.device)
+        prefixes = [llm.prompt_ids(prompt) for prompt in before]
+        read = pad_ids(prefixes).to(llm.device)  # (P, L)
+        rows = torch.tensor([position for position, _ in batch.rows], device=llm.device)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=llm.device)
+        is_read = torch.arange(read.shape[1], device=llm.device)[None] < lengths[:, None]
+        with torch.no_grad():
+            cache = llm.model.base_model(input_ids=read, use_cache=True).past_key_values
+        assert isinstance(cache, DynamicCache)
+        cache.batch_select_indices(rows)
+        places = lengths[rows][:, None] + torch.arange(ids.shape[1], device=llm.device)[None]
+        mask = torch.cat([is_read[rows].long(), torch.ones_like(ids)], 1)
+        with plain_attention(llm), mount(llm.model, experts, self.network.config.layer):
+            final = llm.model.base_model(
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        is_target = answer_places(questions, ids.shape[1]).to(ids.device)
+        logits = llm.model.get_output_embeddings()(final[:, :-1][is_target])
+        return cross_entropy(logits.float(), ids[:, 1:][is_target])
