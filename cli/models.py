@@ -14,8 +14,8 @@ from .session import Session
 if TYPE_CHECKING:
     from knowstore.models import ResolvedModel, UnresolvedModel
 
-Role = Literal["llm", "retriever", "reranker", "hypernetwork"]
-models = group("models", "The language model, retriever, reranker and hypernetwork.", "knowstore models list")
+Role = Literal["llm", "retriever", "reranker", "hypernetwork", "reader"]
+models = group("models", "The language model, retriever, reranker, hypernetwork and reader.", "knowstore models list")
 
 
 @command(models, name="list", example="knowstore models list")
@@ -79,12 +79,12 @@ def record(model: ResolvedModel | UnresolvedModel) -> dict[str, Any]:
         "size_bytes": model.size_bytes,
         "licence": model.licence,
         "path": str(model.path),
-        "notes": _notes(model) if model.role in ("hypernetwork", "reranker") else None,
+        "notes": _notes(model) if model.role in ("hypernetwork", "reranker", "reader") else None,
     }
 
 
 def _notes(model: ResolvedModel) -> str | None:
-    """How a hypernetwork or a reranker was made, as its config says."""
+    """How a hypernetwork, a reranker or a reader was made, as its config says."""
     try:
         notes = json.loads((model.path / "config.json").read_text(encoding="utf-8")).get("notes")
     except (OSError, ValueError, AttributeError):

@@ -19,7 +19,7 @@ from .output import Output, Progress
 from .session import DEFAULT_STORE, Session
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 130, 141
-_MODEL_OPTIONS = ("llm", "retriever", "reranker", "hypernetwork", "device", "dtype")
+_MODEL_OPTIONS = ("llm", "retriever", "reranker", "hypernetwork", "reader", "device", "dtype")
 
 
 def _version(is_wanted: bool) -> None:
@@ -53,6 +53,7 @@ def _common_options(*, on_command: bool) -> list[inspect.Parameter]:
             "Hypernetwork: a directory or the name of a shipped one.",
             "KNOWSTORE_HYPERNETWORK",
         ),
+        ("reader", str | None, "What reads passages in prompts: a directory, or `none`.", "KNOWSTORE_READER"),
         ("device", Device | None, "Where models run.", "KNOWSTORE_DEVICE"),
         ("dtype", Dtype | None, "Precision of the frozen models.", "KNOWSTORE_DTYPE"),
         ("json", bool, "Write one JSON object to stdout and nothing else there.", ""),

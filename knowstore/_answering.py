@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -143,6 +143,21 @@ class Reader:
             max_norm=hypernetwork.config.max_norm,
         )
 
+    def experts(self, questions: Sequence[Sequence[MountedExpert]], mode: Mode) -> Experts | None:
+        """What is mounted to answer B questions: the passages' experts where the mode has them, and where passages are
+        read in the prompt the reader's in the place of the static ones; None for nothing."""
+        from knowstore.experts import on_where
+
+        if not any(questions):
+            return None
+        reader = None if mode == "experts" else self.models.reader
+        tuned = None if reader is None else reader.static_experts(self.models.llm)
+        if mode == "rag":
+            return None if tuned is None else on_where([bool(mounted) for mounted in questions], tuned)
+        self.models.check_trained()
+        experts = self.combine(questions)
+        return experts if tuned is None else replace(experts, static=tuned.static, query=tuned.query)
+
     def answer(
         self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
     ) -> list[Answer]:
@@ -155,11 +170,8 @@ class Reader:
         with timer.stage("load models"):
             llm = self.models.llm
             layer = self.models.hypernetwork_config["layer"]
-        experts = None
-        if mode != "rag" and any(all_mounted):
-            with timer.stage("experts"):
-                self.models.check_trained()
-                experts = self.combine(all_mounted)
+        with timer.stage("experts"):
+            experts = self.experts(all_mounted, mode)
         prompts = []
         for question, mounted in zip(questions, all_mounted, strict=True):
             before = (

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from knowstore.bank import StoredExpert
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError, HypernetworkError
-from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
+from knowstore.models import DEFAULT, NO_READER, choose_device, choose_dtype, directory_fingerprint, resolve
 
 if TYPE_CHECKING:
     import torch
 
-    from knowstore.experts import Expert, FrozenLLM, Hypernetwork, PassageInput
+    from knowstore.experts import Expert, FrozenLLM, Hypernetwork, PassageInput, ReaderHypernetwork
     from knowstore.retrieval import Reranker, Retriever
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -74,6 +74,30 @@ class LoadedModels:
                 fix="train one for this LLM with `knowstore train hypernetwork`",
             )
         return hypernetwork
+
+    @cached_property
+    def reader(self) -> ReaderHypernetwork | None:
+        """What is mounted where passages are read in the prompt; None for `none`, and where the default one was made
+        for another LLM.
+
+        Raises:
+            HypernetworkError: one that was named is no reader, or was made for another LLM.
+        """
+        from knowstore.experts import ReaderHypernetwork, load_hypernetwork
+
+        if self.config.reader == NO_READER:
+            return None
+        reader = load_hypernetwork(self.path("reader"), device=self.device)
+        if isinstance(reader, ReaderHypernetwork) and (reader.config.width, reader.config.n_blocks) == (
+            self.llm.width, self.llm.n_layers,
+        ):  # fmt: skip
+            return reader
+        if self.config.reader == DEFAULT:
+            return None
+        raise HypernetworkError(
+            f"{self.config.reader!r} is no reader for a model of width {self.llm.width} with {self.llm.n_layers} "
+            "blocks", kept="the store is as it was", fix="train one with `knowstore train reader`, or use `none`",
+        )  # fmt: skip
 
     @cached_property
     def retriever(self) -> Retriever:

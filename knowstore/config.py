@@ -31,7 +31,8 @@ class ModelConfig:
 
     A reference is `default` (an installed package or what ships with knowstore), a local
     directory, or a hub id. `device` `auto` takes CUDA, then MPS, then CPU; a device that is
-    named and absent is an error. `dtype` `auto` is bfloat16 where the device computes in it,
+    named and absent is an error. The default `reader` serves the default LLM; others read prompts without
+    one, as with `none`, until one is trained for them. `dtype` `auto` is bfloat16 where the device computes in it,
     else float32.
     """
 
@@ -39,6 +40,7 @@ class ModelConfig:
     retriever: str = "default"
     reranker: str = "default"
     hypernetwork: str = "default"
+    reader: str = "default"
     device: Device = "auto"
     dtype: Dtype = "auto"
 

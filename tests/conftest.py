@@ -216,6 +216,26 @@ def tiny_hypernetwork_dir(
 
 
 @pytest.fixture(scope="session")
+def tiny_reader_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm: FrozenLLM) -> Path:
+    """A small random reader, which counts as trained."""
+    import torch
+
+    from knowstore.experts import ReaderConfig, ReaderHypernetwork
+
+    torch.manual_seed(4)
+    sizes = {"static_rank": 4, "query_from": 0, "query_rank": 4, "upper_rank": 2}
+    reader = ReaderHypernetwork(
+        ReaderConfig(width=D, layer=LAYER, n_blocks=tiny_llm.n_layers, trained_steps=1, **sizes)
+    )
+    with torch.no_grad():  # what starts at zero would hide mistakes in what it multiplies
+        for parameter in reader.parameters():
+            parameter.normal_(std=0.2)
+    folder = tmp_path_factory.mktemp("tiny_reader")
+    reader.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_pooled_dir(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A small random `pooled` hypernetwork, which counts as trained."""
     import torch
@@ -238,6 +258,7 @@ def tiny_models(tiny_llm_dir: Path, tiny_retriever_dir: Path, tiny_hypernetwork_
         retriever=str(tiny_retriever_dir),
         reranker="late",
         hypernetwork=str(tiny_hypernetwork_dir),
+        reader="none",
         dtype="float32",
         device="cpu",
     )

@@ -12,7 +12,7 @@ from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Hit, Mode, MountedExpert
 
 if TYPE_CHECKING:
-    from knowstore.experts import Experts, PassageInput
+    from knowstore.experts import PassageInput
 
 _BATCH = 16
 
@@ -69,11 +69,7 @@ def answer_all(
             )
             for question, some in zip(questions[first : first + _BATCH], part, strict=True)
         ]
-        experts: Experts | None = None
-        if is_static:
-            experts = models.hypernetwork.static_experts(models.llm)
-        elif mode != "rag" and any(part):
-            experts = reader.combine(part)
+        experts = models.hypernetwork.static_experts(models.llm) if is_static else reader.experts(part, mode)
         generated = generate(models.llm, prompts, experts, models.hypernetwork.config.layer, reader.generation)
         texts += [one.text for one in generated]
     return texts

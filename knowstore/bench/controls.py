@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -59,8 +59,9 @@ def run_controls(
 
     Methods: the hypernetwork's kind with its sentences weighed by the reranker, as `ask` does by default; of a kind
     that has segments also `KIND, words` and `KIND, passages`, weighed at a finer and at a coarser grain, and `KIND,
-    sentence known`, with the sentence that holds the answer known, on the questions that have one; and `rag`, the
-    passage in the prompt and no expert.
+    sentence known`, with the sentence that holds the answer known, on the questions that have one; `rag`, the
+    passage in the prompt and no expert; and with a reader for this LLM `rag, tuned`, the reader in the place of the
+    static expert, and `hybrid`, the passage's expert as well.
 
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
@@ -158,6 +159,10 @@ class _Bench:
             ("rag", "shuffled", everything, [self.others[i] for i in everything], False),
             (kind, "static", everything, None, True),
         ]
+        if self.models.reader is not None:
+            for method in ("rag, tuned", "hybrid"):
+                runs.append((method, "shuffled", everything, [self.others[i] for i in everything], False))
+                runs.append((method, "gold", everything, list(everything), False))
         for method, grain in self.grains.items():
             asked = known if grain == "known" else everything
             runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))
@@ -185,10 +190,11 @@ class _Bench:
             before = [""] * len(part)
             if is_static and network.static is not None:
                 experts = network.static_experts(llm)
-            elif method == "rag" and chosen is not None:
-                before = [self._passage_prompt(index) for index in chosen if index is not None]
             elif chosen is not None:
-                experts = self._mounted(part, [index for index in chosen if index is not None], method)
+                given = [index for index in chosen if index is not None]
+                if method.startswith(("rag", "hybrid")):
+                    before = [self._passage_prompt(index) for index in given]
+                experts = self._experts(part, given, method)
             prompts = [Prompt(b, question_prompt(self.cases[i].question)) for b, i in zip(before, part, strict=True)]
             generated = generate(llm, prompts, experts, network.config.layer, self.generation)
             texts += [one.text for one in generated]
@@ -198,13 +204,23 @@ class _Bench:
         passage = self.cases[index].passage
         return passages_prompt([(passage.title, passage.text)])
 
-    def _mounted(self, questions: list[int], passages: list[int], method: str) -> Experts:
+    def _experts(self, questions: list[int], passages: list[int], method: str) -> Experts | None:
+        tuned = self.models.reader
+        if tuned is None or method not in ("rag, tuned", "hybrid"):
+            return None if method == "rag" else self._mounted(questions, passages, self.grains[method])
+        static = tuned.static_experts(self.models.llm)
+        if method == "rag, tuned":
+            return static
+        mounted = self._mounted(questions, passages, RetrievalConfig().grain)
+        return replace(mounted, static=static.static, query=static.query)
+
+    def _mounted(self, questions: list[int], passages: list[int], grain: Grain | Literal["known"]) -> Experts:
         from knowstore.experts import combine
 
         llm, network = self.models.llm, self.models.hypernetwork
         mounted: list[list[Mountable]] = []
         for question, passage in zip(questions, passages, strict=True):
-            neurons = self._weights(question, passage, self.grains[method])
+            neurons = self._weights(question, passage, grain)
             mounted.append([(self.experts[passage], 1.0, neurons)])
         return combine(
             mounted,

@@ -8,6 +8,7 @@ from knowstore.experts.expert import (
     QueryExperts,
     combine,
     expert_output,
+    on_where,
     segment_weights,
     word_weights,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "load_hypernetwork",
     "load_llm",
     "mount",
+    "on_where",
     "segment_weights",
     "word_weights",
 ]

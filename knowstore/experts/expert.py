@@ -10,7 +10,7 @@ Symbols: B questions, T tokens, D LLM width, R rank, K experts. Two forms of one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -148,7 +148,7 @@ class Experts:
     @property
     def n_questions(self) -> int:
         """B, or 0 when only the static expert is mounted, which serves any number."""
-        first = self.up if self.up is not None else self.factor_weights
+        first = self.up if self.up is not None else self.factor_weights if self.factors is not None else self.is_on
         return 0 if first is None else int(first.shape[0])
 
     @property
@@ -280,9 +280,7 @@ def combine(
     widths = {expert.width for expert, _, _ in flat}
     if len(forms) > 1 or len(widths) > 1:
         raise _shape_error(f"experts of forms {sorted(forms)} and widths {sorted(widths)} do not mount together")
-    is_on = None
-    if any(not question for question in questions):
-        is_on = torch.tensor([float(bool(q)) for q in questions], device=device, dtype=dtype)[:, None, None]
+    is_on = _switch([bool(question) for question in questions], device, dtype)
     static = None if static is None else static.to(device, dtype)
     query = None if query is None else query.to(device, dtype)
     if not flat:
@@ -316,6 +314,19 @@ def combine(
         query=query,
         is_on=is_on,
         max_norm=max_norm,
+    )
+
+
+def on_where(are_on: Sequence[bool], experts: Experts) -> Experts:
+    """The same static experts for those of B questions that have them on."""
+    some = experts.static.dw2 if experts.static is not None else torch.zeros(0)
+    return replace(experts, is_on=_switch(are_on, some.device, some.dtype))
+
+
+def _switch(are_on: Sequence[bool], device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """`is_on` of `Experts`; None where all are."""
+    return (
+        None if all(are_on) else torch.tensor([float(on) for on in are_on], device=device, dtype=dtype)[:, None, None]
     )
 
 

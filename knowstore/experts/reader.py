@@ -69,9 +69,10 @@ class ReaderHypernetwork(Hypernetwork):
         if other.static is not None:
             _copy(self.static_parts, (other.static.up1, other.static.up2, other.static.dw1, other.static.dw2))
         if other.query is not None:
-            places = [list(self.config.query_ranks).index(layer) for layer in other.query.layers]
-            _copy([self.query_up[place] for place in places], other.query.up)
-            _copy([self.query_down[place] for place in places], other.query.down)
+            places = {layer: place for place, layer in enumerate(self.config.query_ranks)}
+            for layer, up, down in zip(other.query.layers, other.query.up, other.query.down, strict=True):
+                if layer in places:
+                    _copy([self.query_up[places[layer]], self.query_down[places[layer]]], [up, down])
 
     def encode(self, llm: FrozenLLM, passages: Sequence[PassageInput]) -> list[Latent]:
         """Nothing of any passage."""

@@ -4,9 +4,20 @@ from knowstore.models.conversion import Progress
 from knowstore.models.device import choose_device, choose_dtype
 from knowstore.models.fingerprints import directory_fingerprint
 from knowstore.models.pull import pull, pull_defaults
-from knowstore.models.references import ResolvedModel, Role, UnresolvedModel, listing, locate, resolve
+from knowstore.models.references import (
+    DEFAULT,
+    NO_READER,
+    ResolvedModel,
+    Role,
+    UnresolvedModel,
+    listing,
+    locate,
+    resolve,
+)
 
 __all__ = [
+    "DEFAULT",
+    "NO_READER",
     "Progress",
     "ResolvedModel",
     "Role",

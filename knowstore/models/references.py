@@ -15,7 +15,7 @@ from knowstore.errors import ConfigError, KnowledgeStoreError, ModelNotFoundErro
 from knowstore.models.conversion import Progress, convert_gguf, converted_path
 from knowstore.models.files import default_cache_dir, read_marker
 
-Role = Literal["llm", "retriever", "reranker", "hypernetwork"]
+Role = Literal["llm", "retriever", "reranker", "hypernetwork", "reader"]
 Origin = Literal["package", "directory", "hub", "shipped"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -67,6 +67,7 @@ DEFAULT_PACKAGES: Mapping[Role, DefaultPackage] = MappingProxyType(
 )
 DEFAULT_HYPERNETWORK = "tokens"
 LATE = "late"
+NO_READER = "none"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def resolve(
 
     Args:
         reference: `default`, a directory or a .gguf file, the name of a shipped hypernetwork, `late` for a
-            reranker without weights, or a hub id.
+            reranker without weights, `none` for no reader, or a hub id.
             What starts with `.`, `/` or `~`, or exists, is a path and never looked up on the hub.
         role: what the model is for.
         cache_dir: `knowstore` in the user's cache directory when None.
@@ -141,6 +142,8 @@ def locate(reference: str, role: Role, *, cache_dir: Path | None = None) -> Reso
         return _locate_reranker(reference, cache_dir)
     if reference == DEFAULT:
         return _locate_default(role, cache_dir)
+    if role == "reader" and reference == NO_READER:
+        return ResolvedModel(role, reference, _SHIPPED / "experts", "shipped", "no reader", "as knowstore", 0)
     if role == "hypernetwork" and (_SHIPPED / "weights" / reference / "config.json").is_file():
         return _shipped_hypernetwork(reference, reference)
     return _locate_given(reference, role, cache_dir)
@@ -233,6 +236,8 @@ def fetch_from_hub(hub_id: str, progress: Progress | None = None) -> None:
 def _locate_default(role: Role, cache_dir: Path) -> ResolvedModel:
     if role == "hypernetwork":
         return _shipped_hypernetwork(DEFAULT, DEFAULT_HYPERNETWORK)
+    if role == "reader":
+        return replace(_shipped_hypernetwork(DEFAULT, "reader"), role=role)
     package = DEFAULT_PACKAGES[role]
     files = package_files(package, cache_dir)
     if files is None:

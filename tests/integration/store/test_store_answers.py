@@ -21,7 +21,15 @@ from knowstore.errors import (
     PassageError,
     UnknownPassageError,
 )
-from knowstore.experts import FrozenLLM, TokensHypernetwork, load_hypernetwork
+from knowstore.experts import (
+    FrozenLLM,
+    Prompt,
+    ReaderConfig,
+    ReaderHypernetwork,
+    TokensHypernetwork,
+    generate,
+    load_hypernetwork,
+)
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Mode, Passage
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, relevance
@@ -428,3 +436,31 @@ def test_an_empty_store_says_that_it_is_empty(open_store: Open, facts: list[Pass
     store.rollback(1)
     answer = store.ask(ROME)
     assert (answer.is_null, answer.hits) == (True, ())
+
+
+def test_passages_in_the_prompt_are_read_with_the_reader(
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, tiny_reader_dir: Path, tmp_path: Path
+) -> None:
+    models = replace(tiny_models, reader=str(tiny_reader_dir))
+    store = open_store(models=models, bank=BankConfig(codec="float32"))
+    store.add(facts)
+    reader = store.models.reader
+    assert reader is not None
+    found = store.ask(ROME, mode="rag")
+    prompt = Prompt(passages_prompt([(one.title, one.text) for one in found.experts]), question_prompt(ROME))
+    tuned = reader.static_experts(store.models.llm)
+    [expected] = generate(store.models.llm, [prompt], tuned, reader.config.layer, store.generation)
+    [plain] = generate(store.models.llm, [prompt], None, reader.config.layer, store.generation)
+    assert found.text == expected.text != plain.text
+    assert store.ask(ROME, mode="hybrid").text not in ("", found.text)
+
+
+def test_a_reader_for_another_model_is_an_error_unless_it_is_the_default(
+    open_store: Open, tiny_models: ModelConfig, tiny_reader_dir: Path, tmp_path: Path
+) -> None:
+    other = ReaderHypernetwork(ReaderConfig(width=8, layer=1, n_blocks=2))
+    other.save(tmp_path / "other")
+    assert open_store(models=replace(tiny_models, reader="default")).models.reader is None
+    for named in (str(tmp_path / "other"), tiny_models.hypernetwork):
+        with pytest.raises(HypernetworkError, match="is no reader for a model of width"):
+            _ = open_store(models=replace(tiny_models, reader=named)).models.reader

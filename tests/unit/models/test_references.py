@@ -90,7 +90,7 @@ def test_missing_default_package_is_an_error_that_says_how_to_get_it(cache: Path
 
 @pytest.mark.usefixtures("no_packages")
 def test_listing_shows_problems_beside_what_resolves(model: Path, cache: Path) -> None:
-    llm, retriever, reranker, _ = listing({"retriever": str(model), "reranker": "late"}, cache_dir=cache)
+    llm, retriever, reranker, *_ = listing({"retriever": str(model), "reranker": "late"}, cache_dir=cache)
     assert isinstance(llm, UnresolvedModel)
     assert not isinstance(retriever, UnresolvedModel)
     assert retriever.path == model

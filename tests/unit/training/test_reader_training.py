@@ -1,0 +1,125 @@
+"""The reader's training: its loss is that of the whole prompt, it learns, and it takes over what is trained already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from knowstore.encoders import load_base
+from knowstore.experts import (
+    FrozenLLM,
+    PassageInput,
+    ReaderConfig,
+    ReaderHypernetwork,
+    TokensHypernetwork,
+    load_hypernetwork,
+    mount,
+)
+from knowstore.prompts import passages_prompt
+from knowstore.retrieval import JointConfig, JointModel, JointReranker
+from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training.reader import ReaderRun
+from knowstore.training.run import Batch, TokensRun
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    """Four passages of two sentences, of different lengths, with a question or two on each."""
+    passages, questions = [], []
+    for number, name in enumerate(("Rome", "Lyon", "Ostia by the sea", "Tiber")):
+        first, second = f"{name} lies on {name}{' far away' * number}.", f"It was founded in {number}."
+        text = f"{first} {second}"
+        passages.append(PassageInput(name, text, ((0, len(first)), (len(first) + 1, len(text)))))
+        questions.append(QuestionRow(f"When was {name} founded?", (f"in {number}",), number, 1))
+        if number % 2:
+            questions.append(QuestionRow("Where does it lie?", (f"on {name}",), number, 0))
+    return TrainingData(tuple(passages), tuple(questions))
+
+
+@pytest.fixture
+def reader(tiny_reader_dir: Path) -> ReaderHypernetwork:
+    loaded = load_hypernetwork(tiny_reader_dir)
+    assert isinstance(loaded, ReaderHypernetwork)
+    return loaded
+
+
+def test_the_loss_is_that_of_the_whole_prompt(
+    tiny_llm: FrozenLLM, reader: ReaderHypernetwork, data: TrainingData
+) -> None:
+    run = ReaderRun(reader, tiny_llm, data, 6)
+    batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
+    for is_own, passages in ((True, (1, 2)), (False, (2, 1))):
+        given = run.validated(batch, is_own=is_own)
+        nats, n = 0.0, 0
+        for position, question in batch.rows:
+            asked, one = run.questions[question], data.passages[passages[position]]
+            before = tiny_llm.prompt_ids(passages_prompt([(one.title, one.text)]))
+            ids = torch.tensor([before + asked.ids])
+            experts = reader.static_experts(tiny_llm)
+            with torch.inference_mode(), mount(tiny_llm.model, experts, reader.config.layer, starts=[len(before)]):
+                logits = tiny_llm.model(ids).logits[0]
+            first = len(before) + asked.n_question
+            nats += float(cross_entropy(logits[first - 1 : -1].float(), ids[0, first:], reduction="sum"))
+            n += len(asked.ids) - asked.n_question
+        assert run.answer_nats(batch, given) == pytest.approx(nats / n, abs=1e-4)
+
+
+def test_a_reader_learns_beside_experts(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, reader: ReaderHypernetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    beside = load_hypernetwork(tiny_hypernetwork_dir)
+    assert isinstance(beside, TokensHypernetwork)
+    base = load_base(beside.config.base)
+    reranker = JointReranker(JointModel(load_base(beside.config.base)), JointConfig(base.digest))
+    frozen = {name: tensor.clone() for name, tensor in beside.own_tensors().items()}
+    seen: list[TrainingProgress] = []
+    settings = TrainingConfig(
+        batch_questions=8, learning_rate=2e-2, warmup=2, n_held_out=1, steps=30, validate_every=30
+    )
+    kept = train_hypernetwork(
+        reader, tiny_llm, data, settings, tmp_path, reranker=reranker, beside=beside, on_progress=seen.append
+    )
+    losses = [progress.loss for progress in seen]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert kept is not None
+    assert kept.gold_em is not None
+    assert all(bool(tensor.equal(frozen[name])) for name, tensor in beside.own_tensors().items())
+
+
+def test_experts_beside_the_prompt_are_those_that_the_reranker_weighs(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData
+) -> None:
+    network = load_hypernetwork(tiny_hypernetwork_dir)
+    assert isinstance(network, TokensHypernetwork)
+    base = load_base(network.config.base)
+    reranker = JointReranker(JointModel(load_base(network.config.base)), JointConfig(base.digest))
+    run = TokensRun(network, tiny_llm, data, 6, reranker)
+    question = run.by_passage[1][0]
+    served = run.served([(question, [1, 0]), (question, [1])])
+    assert served.neuron_weights is not None
+    sums = served.neuron_weights.view(2, 2, -1)
+    expected = run.reranked_weights(reranker, question, [1, 0], is_of_words=False)
+    assert [float(weights.sum()) for weights in sums[0]] == pytest.approx([sum(each) for each in expected], rel=1e-2)
+    assert float(sums[1, 1].sum()) == 0.0
+
+
+def test_a_reader_starts_from_what_it_shares_with_a_hypernetwork(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path
+) -> None:
+    other = load_hypernetwork(tiny_hypernetwork_dir)
+    assert other.static is not None
+    assert other.query is not None
+    sizes = ReaderConfig(tiny_llm.width, other.config.layer, static_rank=4, query_from=0, query_rank=4, n_blocks=3)
+    fresh = ReaderHypernetwork(sizes)
+    fresh.start_from(other)
+    assert fresh.static is not None
+    assert torch.equal(fresh.static.dw2, other.static.dw2)
+    assert torch.equal(fresh.query_up[0], other.query.up[0])
+    wider = ReaderHypernetwork(replace(sizes, query_rank=8, static_rank=5))
+    before = [parameter.clone() for parameter in wider.parameters()]
+    wider.start_from(other)
+    assert all(torch.equal(old, new) for old, new in zip(before, wider.parameters(), strict=True))
