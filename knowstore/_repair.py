@@ -106,17 +106,19 @@ class _Work:
         """Rows that are not what was written, from the text that they or others still have."""
         expected = self.expected()
         known = expected.intervals.keys() - expected.purged
-        bad = {one.passage_id for one in self.table.examined() if one.problem}
+        unsound = [one for one in self.table.examined() if one.problem]
+        bad = {one.passage_id for one in unsound}
+        checksums = {one.checksum for one in unsound if one.checksum}
         texts: dict[str, Passage] = {}
         for one in self.table.examined():
             if one.passage is None:
                 continue
             holder = one.passage.passage_id
             if holder in known and (one.problem or one.passage_id in bad):
-                texts.setdefault(holder, mended_date(one.passage, one.checksum))
+                texts.setdefault(holder, mended_date(one.passage, checksums))
             elif one.problem and one.passage_id in known and (passage := mended_text(one.passage, one.passage_id)):
-                texts.setdefault(one.passage_id, mended_date(passage, one.checksum))
-            if one.passage.date and texts.get(holder, one.passage).date == "":
+                texts.setdefault(one.passage_id, mended_date(passage, checksums))
+            if one.passage.date and holder in texts and not texts[holder].date:
                 self.lost.append(_lost_date(holder))
         if texts:
             self.models.check_store(self.catalog.setting("fingerprints"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,12 +93,18 @@ def mended_text(passage: Passage, passage_id: str) -> Passage | None:
     return None
 
 
-def mended_date(passage: Passage, checksum: str) -> Passage:
-    """The passage with the date that its row's checksum was taken of, when it is the one that it has or differs from
-    it in one bit; with none otherwise, for a date that may be wrong is worse."""
-    expected = checksum.partition("-")[0]
+def mended_date(passage: Passage, checksums: Collection[str]) -> Passage:
+    """The passage with the date that a checksum was taken of, when it is the one that it has or differs from it in
+    one bit; with none otherwise, for a date that may be wrong is worse.
+
+    Args:
+        checksums: of the rows that may have been the passage's; none in a table that has no checksums.
+    """
+    expected = {checksum.partition("-")[0] for checksum in checksums}
+    if not expected:
+        return passage
     for date in (passage.date, *_flipped(passage.date)):
-        if not expected or date_checksum(passage.passage_id, date) == expected:
+        if date_checksum(passage.passage_id, date) in expected:
             return replace(passage, date=date)
     return replace(passage, date="")
 

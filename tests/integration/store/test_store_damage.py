@@ -50,7 +50,8 @@ def store(pristine: Path, tmp_path: Path, open_store: Open) -> KnowledgeStore:
 def _seen(store: KnowledgeStore) -> object:
     """What the catalog and a search show."""
     hits = [(hit.text, hit.title, hit.source, hit.date, hit.score) for hit in store.retrieve("When was Rome founded?")]
-    return sorted(store.catalog.live_placements()), store.batches(), store.passages(), hits
+    passages = sorted(store.passages(), key=lambda one: one.passage_id)
+    return sorted(store.catalog.live_placements()), store.batches(), passages, hits
 
 
 def _table(store: KnowledgeStore, name: str) -> Table:
