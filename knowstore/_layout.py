@@ -97,8 +97,8 @@ class Layout:
 
     @property
     def has_tables(self) -> bool:
-        """Whether both tables are there; they come with the first batch."""
-        return (self.tables / "passages.lance").is_dir() and (self.tables / "experts.lance").is_dir()
+        """Whether passages and a bank are there; they come with the first batch."""
+        return (self.tables / "passages.lance").is_dir() and any(self.tables.glob("experts*.lance"))
 
     def check_catalog(self, catalog: Catalog) -> None:
         """Refuse a catalog that belongs to another store.
@@ -125,9 +125,10 @@ class Layout:
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""
 
-        def size(path: Path) -> int:
-            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+        def size(name: str) -> int:
+            files = (file for folder in self.tables.glob(f"{name}*.lance") for file in folder.rglob("*"))
+            return sum(file.stat().st_size for file in files if file.is_file())
 
-        sizes = {name: size(self.tables / f"{name}.lance") for name in ("passages", "experts")}
+        sizes = {name: size(name) for name in ("passages", "experts")}
         sizes["catalog"] = sum(file.stat().st_size for file in self.folder.glob("catalog.sqlite*"))
         return sizes | {"total": sum(sizes.values())}

@@ -34,6 +34,10 @@ class LoadedModels:
     cache_dir: Path | None = None
     _paths: dict[str, Path] = field(default_factory=dict)
 
+    def with_config(self, config: ModelConfig) -> LoadedModels:
+        """Other models with the same settings, nothing of them loaded yet."""
+        return LoadedModels(config, self.allow_untrained, self.on_progress, self.cache_dir)
+
     def path(self, role: str) -> Path:
         """The directory of a model, converted or fetched when it must be."""
         if role not in self._paths:
@@ -241,5 +245,5 @@ class LoadedModels:
                 f"the store was made with another {' and '.join(other)} than the one configured "
                 f"({', '.join(f'{getattr(self.config, role)!r}' for role in other)})",
                 kept="the store is as it was",
-                fix="open it with the models it was made with, or ingest into a new store",
+                fix="open it with the models it was made with, or change it over to these with `knowstore reexpert`",
             )

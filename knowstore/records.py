@@ -93,6 +93,18 @@ class RollbackReport:
 
 
 @dataclass(frozen=True)
+class ReexpertReport:
+    """What a change of hypernetwork or LLM did: fingerprints of experts after and before, how many experts were
+    generated and how many were there already; `fingerprint` is `previous` when nothing changed."""
+
+    fingerprint: str
+    previous: str
+    generated: int
+    reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StoredPassage:
     """A passage with what the catalog and the table know about it."""
 

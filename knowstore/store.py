@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
-from knowstore import _transfer, _upkeep
+from knowstore import _reexpert, _repair, _transfer, _upkeep, _verification
 from knowstore._answering import Reader, Timer, given_weights, mounted_llm
+from knowstore._checks import check_mode, check_passages, checked_questions, recorded_models
 from knowstore._ingest import Scan, Sources, write_passages
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
@@ -30,6 +31,7 @@ from knowstore.records import (
     Mode,
     MountedExpert,
     Passage,
+    ReexpertReport,
     RemoveReport,
     RollbackReport,
     SourceFailure,
@@ -85,10 +87,12 @@ class KnowledgeStore:
         retrieval: RetrievalConfig,
         generation: GenerationConfig,
         on_progress: OnProgress | None,
+        *,
+        is_following: bool,
     ) -> None:
         self.layout, self.catalog, self.models = layout, catalog, models
         self.retrieval, self.generation = retrieval, generation
-        self._bank_config, self._on_progress = bank_config, on_progress
+        self._bank_config, self._on_progress, self._is_following = bank_config, on_progress, is_following
         self._table: PassageTable | None = None
         self._bank: ExpertBank | None = None
         self._faiss: FaissIndex | None = None
@@ -129,10 +133,7 @@ class KnowledgeStore:
         catalog = Catalog.open(catalog_url or layout.catalog_path)
         try:
             layout.check_catalog(catalog)
-            recorded = catalog.setting("models")
-            if models is None:
-                models = ModelConfig(**recorded) if isinstance(recorded, dict) else ModelConfig()
-            loaded = LoadedModels(models, allow_untrained, on_progress, cache_dir)
+            loaded = LoadedModels(models or recorded_models(catalog), allow_untrained, on_progress, cache_dir)
             bank = bank or BankConfig()
             codec = catalog.setting("codec")
             if codec is not None:
@@ -145,6 +146,7 @@ class KnowledgeStore:
                 retrieval or RetrievalConfig(),
                 generation or GenerationConfig(),
                 on_progress,
+                is_following=models is None,
             )
         except BaseException:
             catalog.close()
@@ -253,20 +255,7 @@ class KnowledgeStore:
         return self._replace([passage_id], [passage], "replace", note)
 
     def _replace(self, old_ids: Sequence[str], passages: Sequence[Passage], kind: BatchKind, note: str) -> EditBatch:
-        empty = [passage.title for passage in passages if not passage.text.strip()]
-        if empty:
-            raise PassageError(
-                f"{len(empty)} passages without text, titled {empty[0]!r} first",
-                kept="the store is as it was",
-                fix="leave out passages without text",
-            )
-        unreadable = [passage.title for passage in passages if not _is_unicode(passage)]
-        if unreadable:
-            raise PassageError(
-                f"{len(unreadable)} passages with half characters (lone surrogates), titled {unreadable[0]!r} first",
-                kept="the store is as it was",
-                fix="decode the texts with the encoding that they were written in",
-            )
+        check_passages(passages)
         by_id = {passage.passage_id: passage for passage in passages}
         pairs = [(passage_id, passage.source) for passage_id, passage in by_id.items()]
         with self._writer():
@@ -301,7 +290,8 @@ class KnowledgeStore:
             self._check_known(ids, live | stored)
             batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
             if purge:
-                _upkeep.purge(self.catalog, self._existing_table(), self._existing_bank(), ids)
+                _upkeep.purge(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout), ids)
+                self.forget()
         return RemoveReport(None if batch is None else batch.id, len(live), purge)
 
     def rollback(self, batch_id: int, *, note: str = "") -> RollbackReport:
@@ -344,7 +334,7 @@ class KnowledgeStore:
         Raises:
             ConfigError: an empty question, or models that are not those of the store.
         """
-        (question,) = _checked([question])
+        (question,) = checked_questions([question])
         reader = self._reader()
         if reader is None:
             return []
@@ -393,8 +383,8 @@ class KnowledgeStore:
     def _answer(
         self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
     ) -> list[Answer]:
-        _check_mode(mode)
-        questions = _checked(questions)
+        check_mode(mode)
+        questions = checked_questions(questions)
         reader = self._reader()
         if reader is None:
             raise PassageError(
@@ -430,7 +420,7 @@ class KnowledgeStore:
             ConfigError: an empty question, or models that are not those of the store.
         """
         if isinstance(question_or_ids, str):
-            (question_or_ids,) = _checked([question_or_ids])
+            (question_or_ids,) = checked_questions([question_or_ids])
         reader = self._reader()
         if reader is None:
             self._check_known([] if isinstance(question_or_ids, str) else question_or_ids, set())
@@ -482,18 +472,7 @@ class KnowledgeStore:
         is_live = row.live_from <= head < row.live_to
         stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
         expert = next(iter(self._existing_bank().iter_encoded([passage_id])), None)
-        if expert is None:
-            return PassageDetail(stored, None)
-        described: dict[str, object] = {
-            "fingerprint": expert.fingerprint,
-            "codec": expert.codec,
-            "form": expert.form,
-            "rank": expert.rank,
-            "segments": list(expert.segment_ranks),
-            "bytes": len(expert.data),
-            "checksum": expert.checksum,
-        }
-        return PassageDetail(stored, described)
+        return PassageDetail(stored, None if expert is None else expert.description())
 
     def stats(self) -> Stats:
         """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
@@ -521,17 +500,39 @@ class KnowledgeStore:
         """
         if not self.layout.has_tables:
             return VerifyReport(True, (), {})
+        openers = _verification.Openers(
+            self._existing_table, self._existing_bank, self._remade_bank, lambda: _reexpert.open_banks(self.layout)
+        )
         if not repair:
-            return _upkeep.verify(self.catalog, self._existing_table(), self._existing_bank(), self._on_progress)
+            return _verification.verify(self.catalog, openers, self._on_progress)
+        with self.catalog.writer():
+            codec = self._bank_config.codec
+            return _repair.repair(self.catalog, openers, self.models, codec, self._on_progress)
+
+    def reexpert(self, *, is_undone: bool = False) -> ReexpertReport:
+        """Change the store over to the models that it was opened with: their experts are generated beside those in
+        use, while readers go on, and one commit makes all of them the store's. Interrupted, it goes on where it was.
+        The experts of before are kept until `drop_previous`.
+
+        Args:
+            is_undone: change back to the models that the store had before; only experts of passages that are newer
+                than the change are generated.
+
+        Raises:
+            ConfigError: another retriever, or nothing to undo.
+            HypernetworkError: the hypernetwork was never trained.
+        """
         with self._writer():
-            return _upkeep.repair(
-                self.catalog,
-                self._existing_table(),
-                self._existing_bank(),
-                self.models,
-                self._bank_config.codec,
-                self._on_progress,
-            )
+            models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
+            codec, table = self._bank_config.codec, self._existing_table()
+            report = _reexpert.reexpert(self.layout, self.catalog, table, models, codec, self._on_progress)
+        self.models = models
+        return report
+
+    def drop_previous(self) -> int:
+        """Delete the experts that `reexpert` kept of other models; returns of how many."""
+        with self._writer():
+            return _reexpert.drop_others(self.layout, self.catalog)
 
     def export(self, folder: Path) -> int:
         """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
@@ -651,7 +652,7 @@ class KnowledgeStore:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
         with self.catalog.writer():
             if self.layout.has_tables:
-                _upkeep.finish_purge(self.catalog, self._existing_table(), self._existing_bank())
+                _upkeep.finish_purge(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
@@ -664,8 +665,9 @@ class KnowledgeStore:
         head = self.catalog.head()
         if head == 0 or not self.layout.has_tables:
             return None
-        self.models.check_store(self.catalog.setting("fingerprints"))
-        table, bank = self._existing_table(), self._existing_bank()
+        recorded = self._followed()
+        self.models.check_store(recorded)
+        table, bank = self._existing_table(), self._bank_of(recorded)
         return Reader(table, bank, self.models, self.retrieval, self.generation, head, self._faiss)
 
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
@@ -702,15 +704,28 @@ class KnowledgeStore:
 
     def _existing_bank(self) -> ExpertBank:
         """The experts as they are now."""
-        if self._bank is not None:
-            self._bank.refresh()
+        return self._bank_of(self.catalog.setting("fingerprints"))
+
+    def _bank_of(self, recorded: object) -> ExpertBank:
+        if self._bank is None or not _reexpert.goes_with(self._bank, recorded):
+            self._bank = _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes)
         else:
-            recorded = self.catalog.setting("fingerprints")
-            fingerprint = cast(dict[str, str], recorded)["experts"] if isinstance(recorded, dict) else None
-            self._bank = ExpertBank.open(
-                str(self.layout.tables), fingerprint=fingerprint, cache_bytes=self._bank_config.cache_bytes
-            )
+            self._bank.refresh()
         return self._bank
+
+    def _remade_bank(self) -> ExpertBank:
+        self._bank = None
+        recorded = self.catalog.setting("fingerprints")
+        return _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes, is_remade=True)
+
+    def _followed(self) -> object:
+        """The recorded fingerprints; a store that was opened without naming models goes over to those of a
+        `reexpert` elsewhere."""
+        recorded = self.catalog.setting("fingerprints")
+        is_other = isinstance(recorded, dict) and recorded.get("experts") != self.models.fingerprints["experts"]
+        if self._is_following and is_other:
+            self.models = self.models.with_config(recorded_models(self.catalog))
+        return recorded
 
     def _table_if_any(self) -> PassageTable | None:
         return self._existing_table() if self.layout.has_tables else None
@@ -737,24 +752,3 @@ class KnowledgeStore:
 @contextmanager
 def _bare(models: LoadedModels) -> Iterator[FrozenLLM]:
     yield models.llm
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in get_args(Mode):
-        fix = f"use one of {', '.join(get_args(Mode))}"
-        raise ConfigError(f"mode is {mode!r}", kept="nothing was asked", fix=fix)
-
-
-def _checked(questions: Sequence[str]) -> list[str]:
-    """Questions that can be encoded: half characters, as a command line may give them, become question marks."""
-    if any(not question.strip() for question in questions):
-        raise ConfigError("the question is empty", kept="nothing was asked", fix="ask something")
-    return [question.encode("utf-8", "replace").decode() for question in questions]
-
-
-def _is_unicode(passage: Passage) -> bool:
-    try:
-        "".join((passage.title, passage.text, passage.source, passage.date)).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -28,7 +28,9 @@ from knowstore.bank.expert import EncodedExpert, StoredExpert
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
 
-_NAME = "experts"
+NAME = "experts"
+"""The table that a store begins with."""
+
 _LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
 _CHUNK = 2_000  # ids in one condition
 _WRITE_BYTES = 64 * 1024 * 1024  # encoded experts in one write
@@ -73,7 +75,7 @@ class ExpertBank:
 
     def __init__(self, table: LanceTable, fingerprint: str | None, cache_bytes: int) -> None:
         self._table = table
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._cache = _Cache(cache_bytes)
 
     @classmethod
@@ -82,6 +84,7 @@ class ExpertBank:
         uri: str,
         *,
         fingerprint: str | None,
+        name: str = NAME,
         create: bool = False,
         cache_bytes: int = BankConfig.cache_bytes,
     ) -> Self:
@@ -91,6 +94,7 @@ class ExpertBank:
             uri: where LanceDB keeps its tables.
             fingerprint: of the base model, layer and hypernetwork; written with every expert and required
                 of every expert that is read. None reads any and writes none.
+            name: of the bank's table; a store that changes over to another hypernetwork has two for a while.
             create: make the bank when there is none.
             cache_bytes: how many bytes of decoded experts stay in memory.
 
@@ -101,10 +105,10 @@ class ExpertBank:
             if not create and "://" not in uri and not Path(uri).is_dir():
                 raise _absent(uri)
             connection = lancedb.connect(uri)
-            if _NAME in connection.list_tables().tables:
-                table = cast(LanceTable, connection.open_table(_NAME))
+            if name in connection.list_tables().tables:
+                table = cast(LanceTable, connection.open_table(name))
             elif create:
-                table = cast(LanceTable, connection.create_table(_NAME, schema=_SCHEMA))
+                table = cast(LanceTable, connection.create_table(name, schema=_SCHEMA))
                 table.set_unenforced_primary_key("id")
             else:
                 raise _absent(uri)
@@ -122,6 +126,21 @@ class ExpertBank:
                 fix="open the store with the version of knowstore that wrote it",
             )
         return cls(table, fingerprint, cache_bytes)
+
+    @classmethod
+    def remake(cls, uri: str, *, fingerprint: str | None, name: str = NAME) -> Self:
+        """An empty bank in the place of one that cannot be opened.
+
+        Raises:
+            BankError: what is there cannot be deleted.
+        """
+        drop_bank(uri, name)
+        return cls.open(uri, fingerprint=fingerprint, name=name, create=True)
+
+    @property
+    def name(self) -> str:
+        """The table's."""
+        return str(self._table.name)
 
     @property
     def version(self) -> int:
@@ -155,13 +174,13 @@ class ExpertBank:
             BankError: no fingerprint to write, numbers that the codec cannot hold, or a failed write;
                 parts of 64 MiB that were written before stay.
         """
-        if self._fingerprint is None:
+        if self.fingerprint is None:
             raise BankError(
                 "this bank was opened without a fingerprint, so its experts could not be told apart",
                 kept="the bank is as it was",
                 fix="open the bank with the fingerprint of the hypernetwork that makes the experts",
             )
-        fingerprint = self._fingerprint
+        fingerprint = self.fingerprint
         return self._upsert(EncodedExpert.make(expert, codec, fingerprint, batch_id) for expert in experts)
 
     def add_encoded(self, experts: Iterable[EncodedExpert], batch_id: int) -> int:
@@ -196,6 +215,12 @@ class ExpertBank:
             n_after = table.count_rows()
         self._cache.drop(ids)
         return n_before - n_after
+
+    def clear(self) -> None:
+        """Begin anew with an empty table, where files of it are torn or missing; older versions stay until `purge`."""
+        with self._writing() as table:
+            table.add(pa.table({name: [] for name in _SCHEMA.names}, schema=_SCHEMA), mode="overwrite")
+        self._cache.clear()
 
     def purge(self, ids: Collection[str]) -> None:
         """Delete experts so that no file holds anything of them any more.
@@ -295,7 +320,7 @@ class ExpertBank:
 
     def existing(self, ids: Collection[str]) -> set[str]:
         """Those of `ids` that have an expert made for the bank's fingerprint."""
-        made = "" if self._fingerprint is None else f" AND fingerprint = '{self._fingerprint}'"
+        made = "" if self.fingerprint is None else f" AND fingerprint = '{self.fingerprint}'"
         return {row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk) + made, ["id"])}
 
     def ids_of_batch(self, batch_id: int) -> set[str]:
@@ -359,10 +384,10 @@ class ExpertBank:
     # LanceDB
 
     def _check_fingerprint(self, expert: EncodedExpert) -> None:
-        if self._fingerprint is not None and expert.fingerprint != self._fingerprint:
+        if self.fingerprint is not None and expert.fingerprint != self.fingerprint:
             raise FingerprintError(
                 f"the expert of passage {expert.passage_id} was made for {expert.fingerprint}, "
-                f"the configured model and hypernetwork are {self._fingerprint}",
+                f"the configured model and hypernetwork are {self.fingerprint}",
                 kept="the bank is as it was",
                 fix="configure the hypernetwork that made the experts, or ingest again with the one configured now",
             )
@@ -402,6 +427,30 @@ class ExpertBank:
                 kept="experts that were written before",
                 fix="look for a full disk or missing permissions and run the command again",
             ) from error
+
+
+def bank_names(uri: str) -> list[str]:
+    """The banks in a folder: the one that a store began with, and those of other hypernetworks."""
+    names = lancedb.connect(uri).list_tables().tables
+    return sorted(name for name in names if name == NAME or name.startswith(f"{NAME}_"))
+
+
+def drop_bank(uri: str, name: str) -> None:
+    """Delete a bank with all its files.
+
+    Raises:
+        BankError: it cannot be deleted.
+    """
+    try:
+        connection = lancedb.connect(uri)
+        if name in connection.list_tables().tables:
+            connection.drop_table(name)
+    except _LANCE_ERRORS as error:
+        raise BankError(
+            f"the expert bank {name} in {uri} cannot be deleted: {error}",
+            kept="its files, and every other bank",
+            fix="look for missing permissions and run the command again",
+        ) from error
 
 
 class _Cache:

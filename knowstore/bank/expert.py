@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from knowstore.config import Codec
 from knowstore.errors import ExpertChecksumError, ExpertShapeError
 
 Form = Literal["neurons", "factors", "latent"]
+_DIGEST_BYTES = 16
+_SEAL = "2-"  # tells a checksum of the whole row from one of its tensors alone
 
 # "DR" is (D, R), LLM width by rank; a latent holds whatever its hypernetwork needs
 _SHAPES: dict[str, dict[str, str]] = {
@@ -84,7 +87,8 @@ class StoredExpert:
 class EncodedExpert:
     """A row of the bank: an expert as bytes, with what is needed to read and to trust them.
 
-    `checksum` is BLAKE2b of `data`, 16 bytes in hex; `batch_id` the edit batch that wrote the row.
+    `checksum` is of all that makes the row what it is (see `seal`), so that a row that got another's bytes is found
+    too; banks of earlier versions have one of `data` alone. `batch_id` is the edit batch that wrote the row.
     """
 
     passage_id: str
@@ -105,22 +109,44 @@ class EncodedExpert:
             BankError: a codec that does not suit the form, or numbers that it cannot hold.
         """
         check_codec(codec, expert.form)
-        data = encode(expert.tensors, codec)
-        return cls(
+        made = cls(
             passage_id=expert.passage_id,
             fingerprint=fingerprint,
             codec=codec,
             form=expert.form,
             rank=expert.rank,
             segment_ranks=expert.segment_ranks,
-            data=data,
-            checksum=checksum_of(data),
+            data=encode(expert.tensors, codec),
+            checksum="",
             batch_id=batch_id,
         )
+        return replace(made, checksum=made.seal())
+
+    def seal(self) -> str:
+        """BLAKE2b (16 bytes in hex, behind `2-`) of passage, maker, codec, form, ranks and `data`."""
+        described = json.dumps(
+            [self.passage_id, self.fingerprint, self.codec, self.form, self.rank, list(self.segment_ranks)]
+        )
+        digest = hashlib.blake2b(f"{len(described)} {described}".encode(), digest_size=_DIGEST_BYTES)
+        digest.update(self.data)
+        return f"{_SEAL}{digest.hexdigest()}"
+
+    def description(self) -> dict[str, object]:
+        """What the row says of the expert, without its numbers."""
+        return {
+            "fingerprint": self.fingerprint,
+            "codec": self.codec,
+            "form": self.form,
+            "rank": self.rank,
+            "segments": list(self.segment_ranks),
+            "bytes": len(self.data),
+            "checksum": self.checksum,
+        }
 
     def check(self) -> None:
-        """Raise ExpertChecksumError when `data` is not what `checksum` was taken of."""
-        found = checksum_of(self.data)
+        """Raise ExpertChecksumError when the row is not what `checksum` was taken of."""
+        is_old = len(self.checksum) == 2 * _DIGEST_BYTES
+        found = hashlib.blake2b(self.data, digest_size=_DIGEST_BYTES).hexdigest() if is_old else self.seal()
         if found != self.checksum:
             raise ExpertChecksumError(
                 f"the expert of passage {self.passage_id} has checksum {found}, {self.checksum} was written",
@@ -137,8 +163,3 @@ class EncodedExpert:
         """
         self.check()
         return StoredExpert(self.passage_id, self.form, decode(self.data), self.segment_ranks, self.rank)
-
-
-def checksum_of(data: bytes) -> str:
-    """BLAKE2b of `data`, 16 bytes in hex."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -2,5 +2,6 @@
 
 from knowstore.catalog.catalog import Catalog
 from knowstore.catalog.placements import Change
+from knowstore.catalog.soundness import CatalogFault
 
-__all__ = ["Catalog", "Change"]
+__all__ = ["Catalog", "CatalogFault", "Change"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,10 +11,11 @@ from types import TracebackType
 
 from sqlalchemy import Connection, exists, func, insert, select, update
 
-from knowstore.catalog import placements, schema
+from knowstore.catalog import placements, schema, soundness
 from knowstore.catalog.database import Database
 from knowstore.catalog.lock import writer_lock
 from knowstore.catalog.placements import Change, Interval, Pair
+from knowstore.catalog.soundness import CatalogFault
 from knowstore.catalog.tables import BatchRow, FingerprintRow, PlacementRow, PurgeRow, SettingRow
 from knowstore.errors import CatalogError, UnknownBatchError
 from knowstore.records import BatchKind, BatchState, EditBatch
@@ -336,6 +337,31 @@ class Catalog:
         with self._database.read() as connection:
             return set(connection.scalars(select(PurgeRow.passage_id).where(chosen, ~added_again)))
 
+    # Soundness
+
+    def faults(self) -> list[CatalogFault]:
+        """What the catalog contradicts itself in: its file, states and counts of batches, the recorded models."""
+        with self._database.translated_errors():
+            return soundness.faults(self._database)
+
+    def mend(self) -> None:
+        """Put right those faults that the rest of the catalog determines; the caller holds `writer`."""
+        soundness.mend(self._database)
+
+    def place(self, rows: list[tuple[str, str, int, int | None]]) -> None:
+        """Write placements that were lost, as (passage_id, source, added_batch, removed_batch); for repair."""
+        soundness.place(self._database, rows)
+
+    def live_batches(self) -> set[int]:
+        """The ids of all batches that were committed."""
+        with self._database.read() as connection:
+            return set(connection.scalars(select(BatchRow.id).where(BatchRow.state == "live")))
+
+    def placed_sources(self) -> dict[str, set[str]]:
+        """For each passage ever placed the sources that it was in the store from."""
+        with self._database.read() as connection:
+            return placements.sources_by_passage(connection)
+
     # Settings and fingerprints
 
     def setting(self, key: str, default: object = None) -> object:
@@ -346,9 +372,14 @@ class Catalog:
 
     def set_setting(self, key: str, value: object) -> None:
         """Store a JSON value under a key, in place of an older one."""
-        statement = self._database.insert(SettingRow).values(key=key, value=value)
+        self.set_settings({key: value})
+
+    def set_settings(self, values: Mapping[str, object]) -> None:
+        """Store JSON values under several keys, all or none of them."""
         with self._database.write() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
+            for key, value in values.items():
+                statement = self._database.insert(SettingRow).values(key=key, value=value)
+                connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
 
     def fingerprint(self, kind: str, digest: str, detail: dict[str, object]) -> None:
         """Record what made rows of this store; a digest that is known already is left as it is."""

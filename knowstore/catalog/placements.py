@@ -157,21 +157,33 @@ def intervals(
         .order_by(PlacementRow.passage_id, PlacementRow.added_batch)
     )
     for passage_id, group in groupby(rows, key=lambda row: row.passage_id):
-        yield passage_id, *_last_stretch((row.added_batch, row.removed_batch) for row in group)
+        *_, last = stretches((row.added_batch, row.removed_batch) for row in group)
+        yield passage_id, *last
 
 
-def _last_stretch(placements: Iterable[tuple[int, int | None]]) -> tuple[int, int | None]:
-    """Join placements, ordered by their start, that overlap or touch, and return the last of what results."""
-    start = 0
-    end: int | None = 0
+def stretches(placements: Iterable[tuple[int, int | None]]) -> Iterator[tuple[int, int | None]]:
+    """From which batch to which a passage was live without a break: placements (added, removed), ordered by their
+    start, joined where they overlap or touch."""
+    start, end = 0, 0
     for added, removed in placements:
-        if end is None:
-            break
         if added > end:
-            start, end = added, removed
-        else:
-            end = None if removed is None else max(end, removed)
-    return start, end
+            if end:
+                yield start, end
+            start, end = added, added
+        if removed is None:
+            yield start, None
+            return
+        end = max(end, removed)
+    if end:
+        yield start, end
+
+
+def sources_by_passage(connection: Connection) -> dict[str, set[str]]:
+    """The sources that ever placed each passage."""
+    sources: dict[str, set[str]] = {}
+    for passage_id, source in connection.execute(select(*_PAIR).distinct()):
+        sources.setdefault(passage_id, set()).add(source)
+    return sources
 
 
 def counts_by_source(connection: Connection) -> list[tuple[str, int]]:

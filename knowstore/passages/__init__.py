@@ -2,6 +2,16 @@
 
 from knowstore.passages.faiss_index import FaissIndex
 from knowstore.passages.rows import Candidate, PassageRow, StoredRow
+from knowstore.passages.soundness import ExaminedRow, mended_date, mended_text
 from knowstore.passages.table import PassageTable
 
-__all__ = ["Candidate", "FaissIndex", "PassageRow", "PassageTable", "StoredRow"]
+__all__ = [
+    "Candidate",
+    "ExaminedRow",
+    "FaissIndex",
+    "PassageRow",
+    "PassageTable",
+    "StoredRow",
+    "mended_date",
+    "mended_text",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +86,7 @@ def make_schema(dim: int) -> pa.Schema:
             pa.field("segment_vectors", pa.large_binary(), metadata=_AS_WRITTEN),
             pa.field("live_from", pa.int64()),
             pa.field("live_to", pa.int64()),
+            pa.field("checksum", pa.string()),
         ]
     )
 
@@ -98,21 +101,37 @@ def to_arrow(rows: Sequence[PassageRow], batch_id: int, schema: pa.Schema) -> pa
     for row in rows:
         _check(row, dim)
     vectors = np.concatenate([np.asarray(row.vector, np.float32) for row in rows])
-    return pa.table(
-        {
-            "id": [row.passage.passage_id for row in rows],
-            "text": [row.passage.text for row in rows],
-            "title": [row.passage.title for row in rows],
-            "source": [row.passage.source for row in rows],
-            "date": [row.passage.date for row in rows],
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim),
-            "segments": [[end for span in row.segments for end in span] for row in rows],
-            "segment_vectors": [np.asarray(row.segment_vectors, np.float16).tobytes() for row in rows],
-            "live_from": [batch_id] * len(rows),
-            "live_to": [LIVE] * len(rows),
-        },
-        schema=schema,
+    columns = {
+        "id": [row.passage.passage_id for row in rows],
+        "text": [row.passage.text for row in rows],
+        "title": [row.passage.title for row in rows],
+        "source": [row.passage.source for row in rows],
+        "date": [row.passage.date for row in rows],
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim),
+        "segments": [[end for span in row.segments for end in span] for row in rows],
+        "segment_vectors": [np.asarray(row.segment_vectors, np.float16).tobytes() for row in rows],
+        "live_from": [batch_id] * len(rows),
+        "live_to": [LIVE] * len(rows),
+        "checksum": list(map(checksum, rows)),
+    }
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def checksum(row: PassageRow) -> str:
+    """What never changes in a row and is not in its id: BLAKE2b of its date, 8 bytes in hex, and behind a `-` of its
+    vectors and spans, 16 bytes. Tables of earlier versions have no column for it."""
+    passage_id, date = row.passage.passage_id, row.passage.date
+    numbers = hashlib.blake2b(
+        json.dumps([passage_id, [end for span in row.segments for end in span]]).encode(), digest_size=16
     )
+    numbers.update(np.asarray(row.vector, np.float32).tobytes())
+    numbers.update(np.asarray(row.segment_vectors, np.float16).tobytes())
+    return f"{date_checksum(passage_id, date)}-{numbers.hexdigest()}"
+
+
+def date_checksum(passage_id: str, date: str) -> str:
+    """The first part of a row's checksum."""
+    return hashlib.blake2b(f"{passage_id} {date}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _check(row: PassageRow, dim: int) -> None:

@@ -10,6 +10,7 @@ One process writes at a time; the caller holds the lock. Readers never wait.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from knowstore.passages.rows import (
     to_candidate,
     to_stored,
 )
+from knowstore.passages.soundness import ExaminedRow, examined_rows
 
 _NAME = "passages"
 _TEXT_COLUMNS = ["text", "title"]
@@ -53,6 +55,8 @@ _READ_ROWS = 1_024  # rows in memory while the whole table is read
 _RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
 _MIN_POOL = 50  # ranks of each list that hybrid search fuses
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
+_PROBED_ROWS = 200  # passages by which a full-text index is tried
+_WORD = re.compile(r"[A-Za-z]{4,}")
 _PROBES = 32  # partitions of an ANN index that a query visits
 
 _T = TypeVar("_T")
@@ -223,6 +227,24 @@ class PassageTable:
             self._build_indexes(rebuild=retrain)
             table.optimize()
 
+    def salvage(self) -> int:
+        """Write the table anew from the rows that can be read where a data file is torn or missing.
+
+        Returns: how many rows were lost.
+
+        Raises:
+            PassageError: a write failed, or no row can be read.
+        """
+        table, n_rows = self._table, self._table.count_rows()
+        parts = list(_readable(table, 0, n_rows))
+        if not parts:
+            raise _unreadable(OSError("no row of it can be read"))
+        rows = pa.concat_tables(parts)
+        with self._writing():
+            table.add(rows.cast(table.schema), mode="overwrite")
+            self._build_indexes(rebuild=True)
+        return int(n_rows - rows.num_rows)
+
     def _build_indexes(self, *, rebuild: bool) -> None:
         present = {column for index in self._table.list_indices() for column in index.columns}
         n_rows = self._table.count_rows()
@@ -244,6 +266,38 @@ class PassageTable:
         return n_changed
 
     # reading
+
+    def examined(self) -> Iterator[ExaminedRow]:
+        """Every row, with what about it is not as it was written.
+
+        Raises:
+            PassageError: the table cannot be read on.
+        """
+        for batch in self.iter_rows():
+            yield from examined_rows(batch, self._table.schema)
+
+    def index_problems(self, ids: Collection[str]) -> list[str]:
+        """What the indexes do not find of the rows there are; empty when they are sound.
+
+        Args:
+            ids: of all rows, as reading the whole table gave them. The full-text index is tried on some of them.
+        """
+        indexed = {column for index in self._table.list_indices() for column in index.columns}
+        problems = [f"there is no full-text index of {column}" for column in _TEXT_COLUMNS if column not in indexed]
+        if "id" in indexed and (lost := set(ids) - self.existing(ids)):
+            problems.append(f"the index of ids does not find {len(lost)} passages, {min(lost)} first")
+        if not problems:
+            step = max(1, len(ids) // _PROBED_ROWS)
+            unfound = [row.id for row in self.get(sorted(ids)[::step], at=None) if not self._is_found(row)]
+            if unfound:
+                problems.append(f"the full-text index does not find {len(unfound)} passages, {unfound[0]} first")
+        return problems
+
+    def _is_found(self, row: StoredRow) -> bool:
+        """Whether a text search finds a row by its longest word; true where it has none."""
+        word = max(_WORD.findall(row.passage.text), key=len, default="")
+        condition = is_in("id", [row.id])
+        return not word or bool(self._read(lambda table: _matching(table, _words(word), condition, 1)).num_rows)
 
     def existing(self, ids: Collection[str]) -> set[str]:
         """Those of `ids` that are stored, in whatever state."""
@@ -337,9 +391,7 @@ class PassageTable:
             FilterError: a filter that cannot be read.
         """
         query = np.zeros(self.dim, np.float32) if vector is None else self._checked(vector)
-        words = MultiMatchQuery(
-            question.encode("utf-8", "replace").decode(), _TEXT_COLUMNS, boosts=None, operator=FullTextOperator.OR
-        )
+        words = _words(question)
         condition = where(at, filters)
 
         def fetch(limit: int) -> list[Candidate]:
@@ -384,14 +436,14 @@ class PassageTable:
 
     def _read(self, query: Callable[[LanceTable], _T]) -> _T:
         try:
-            return query(self._table)
+            return _run(query, self._table)
         except _LANCE_ERRORS as error:
             first_error, version = error, self._table.version
         try:  # a purge elsewhere deletes the files of the version that this object reads
             self._table.checkout_latest()  # type: ignore[no-untyped-call]
             if self._table.version == version:
                 raise first_error
-            return query(self._table)
+            return _run(query, self._table)
         except _LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
@@ -442,6 +494,16 @@ def _delete_history(table: LanceTable) -> None:
     )
 
 
+def _run(query: Callable[[LanceTable], _T], table: LanceTable) -> _T:
+    """A query's result; a panic within LanceDB, as a damaged index causes it, becomes a RuntimeError."""
+    try:
+        return query(table)
+    except Exception as error:
+        if type(error).__name__ != "RustPanic":
+            raise
+        raise RuntimeError(f"LanceDB panicked: {error}") from error
+
+
 def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
     remaining = iter(ids)
     while chunk := list(islice(remaining, _CHUNK)):
@@ -461,6 +523,24 @@ def _nearest(table: LanceTable, vector: Floats, condition: str | None, limit: in
     query = table.search(vector, "vector").distance_type("dot").nprobes(_PROBES)
     query = query if condition is None else query.where(condition, prefilter=True)
     return query.select([*_CANDIDATE_COLUMNS, "_distance"]).limit(limit).to_arrow()
+
+
+def _words(question: str) -> MultiMatchQuery:
+    text = question.encode("utf-8", "replace").decode()
+    return MultiMatchQuery(text, _TEXT_COLUMNS, boosts=None, operator=FullTextOperator.OR)
+
+
+def _readable(table: LanceTable, first: int, last: int) -> Iterator[pa.Table]:
+    """The rows from `first` to before `last` that can be read, in parts; what cannot be is halved down to rows."""
+    if first >= last:
+        return
+    try:
+        yield table.search().offset(first).limit(last - first).to_arrow()
+    except _LANCE_ERRORS:
+        middle = (first + last) // 2
+        if middle > first:
+            yield from _readable(table, first, middle)
+            yield from _readable(table, middle, last)
 
 
 def _matching(table: LanceTable, words: MultiMatchQuery, condition: str | None, limit: int) -> pa.Table:

@@ -90,7 +90,7 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "fingerprint": (_fingerprint_is_other, {"damaged expert"}),
     "removed one's expert": (_expert_of_a_removed_passage_is_damaged, {"damaged expert"}),
     "expert twice": (_expert_is_there_twice, {"damaged expert"}),
-    "orphan expert": (_expert_has_no_passage, {"orphan expert"}),
+    "orphan expert": (_expert_has_no_passage, {"orphan expert", "damaged expert"}),
     "hidden": (_live_passage_is_hidden, {"wrong visibility"}),
     "staged": (_live_passage_is_staged, {"wrong visibility"}),
     "ends later": (_live_passage_has_an_end, {"wrong visibility"}),
@@ -98,8 +98,8 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "visible": (_removed_passage_is_visible, {"wrong visibility"}),
     "passage twice": (_passage_is_there_twice, {"duplicate passage"}),
     "removed passage twice": (_removed_passage_is_there_twice, {"duplicate passage"}),
-    "orphan passage": (_passage_is_in_no_batch, {"orphan passage"}),
-    "staged orphan": (_passage_of_no_batch_is_staged, {"orphan passage"}),
+    "orphan passage": (_passage_is_in_no_batch, {"orphan passage", "damaged passage"}),
+    "staged orphan": (_passage_of_no_batch_is_staged, {"orphan passage", "damaged passage"}),
 }
 
 

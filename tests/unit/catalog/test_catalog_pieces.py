@@ -8,7 +8,7 @@ import pytest
 
 import knowstore._migrations
 from knowstore.catalog.lock import _command
-from knowstore.catalog.placements import _last_stretch
+from knowstore.catalog.placements import stretches
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,12 @@ from knowstore.catalog.placements import _last_stretch
 def test_placements_that_overlap_or_touch_are_one_stretch(
     placements: list[tuple[int, int | None]], stretch: tuple[int, int | None]
 ) -> None:
-    assert _last_stretch(placements) == stretch
+    assert list(stretches(placements))[-1] == stretch
+
+
+def test_stretches_come_in_order_and_end_where_nothing_follows() -> None:
+    assert list(stretches([(1, 2), (2, 3), (5, 6), (8, None)])) == [(1, 3), (5, 6), (8, None)]
+    assert list(stretches([])) == []
 
 
 def test_the_command_shown_to_others_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from knowstore.cli.app import app
 COMMANDS = {
     "ask", "batches", "bench ask", "bench controls", "db check", "db current", "db upgrade", "doctor", "export",
     "import", "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show", "stats",
-    "train hypernetwork", "train reranker", "verify",
+    "train hypernetwork", "train reranker", "verify", "reexpert",
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "rich", "numpy")
 

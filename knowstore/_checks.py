@@ -1,0 +1,68 @@
+"""Checks of what callers and the catalog hand to a store, before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from knowstore.catalog import Catalog
+from knowstore.config import ModelConfig
+from knowstore.errors import CatalogError, ConfigError, PassageError
+from knowstore.records import Mode, Passage
+
+
+def recorded_models(catalog: Catalog) -> ModelConfig:
+    """The models that a store was made with; the default ones for a store that is empty.
+
+    Raises:
+        CatalogError: the setting is damaged.
+    """
+    recorded = catalog.setting("models")
+    try:
+        return ModelConfig() if recorded is None else ModelConfig(**recorded)  # type: ignore[arg-type]
+    except (TypeError, ConfigError) as error:
+        raise CatalogError(
+            f"the catalog's setting `models` cannot be read: {error}",
+            kept="the store is as it was",
+            fix="name every model (--llm, --retriever, --reranker, --hypernetwork), or restore the catalog",
+        ) from error
+
+
+def check_mode(mode: str) -> None:
+    """Raise ConfigError unless `mode` is a way of asking."""
+    if mode not in get_args(Mode):
+        fix = f"use one of {', '.join(get_args(Mode))}"
+        raise ConfigError(f"mode is {mode!r}", kept="nothing was asked", fix=fix)
+
+
+def checked_questions(questions: Sequence[str]) -> list[str]:
+    """Questions that can be encoded: half characters, as a command line may give them, become question marks."""
+    if any(not question.strip() for question in questions):
+        raise ConfigError("the question is empty", kept="nothing was asked", fix="ask something")
+    return [question.encode("utf-8", "replace").decode() for question in questions]
+
+
+def check_passages(passages: Sequence[Passage]) -> None:
+    """Raise PassageError unless every passage has a text, and one that can be encoded."""
+    empty = [passage.title for passage in passages if not passage.text.strip()]
+    if empty:
+        raise PassageError(
+            f"{len(empty)} passages without text, titled {empty[0]!r} first",
+            kept="the store is as it was",
+            fix="leave out passages without text",
+        )
+    unreadable = [passage.title for passage in passages if not _is_unicode(passage)]
+    if unreadable:
+        raise PassageError(
+            f"{len(unreadable)} passages with half characters (lone surrogates), titled {unreadable[0]!r} first",
+            kept="the store is as it was",
+            fix="decode the texts with the encoding that they were written in",
+        )
+
+
+def _is_unicode(passage: Passage) -> bool:
+    try:
+        "".join((passage.title, passage.text, passage.source, passage.date)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

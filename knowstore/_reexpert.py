@@ -1,0 +1,158 @@
+"""Changing over to another hypernetwork or LLM: a second bank beside the one in use, and one commit between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import cast
+
+from knowstore._ingest import write_experts
+from knowstore._layout import Layout
+from knowstore._loaded import LoadedModels, OnProgress
+from knowstore._upkeep import intervals, parts
+from knowstore.bank import NAME, ExpertBank, bank_names, drop_bank
+from knowstore.catalog import Catalog
+from knowstore.config import Codec, ModelConfig
+from knowstore.errors import ConfigError, PassageError
+from knowstore.passages import PassageTable
+from knowstore.records import ReexpertReport
+
+Recorded = Mapping[str, str]
+_PREVIOUS = "previous_models"
+
+
+def bank_name(recorded: object) -> str:
+    """The bank that goes with the store's recorded fingerprints."""
+    return str(recorded.get("bank", NAME)) if isinstance(recorded, Mapping) else NAME
+
+
+def goes_with(bank: ExpertBank, recorded: object) -> bool:
+    """Whether a bank is the one that goes with the store's recorded fingerprints."""
+    return (bank.name, bank.fingerprint) == (bank_name(recorded), _fingerprint(recorded))
+
+
+def _fingerprint(recorded: object) -> str | None:
+    return str(recorded["experts"]) if isinstance(recorded, Mapping) else None
+
+
+def open_bank(layout: Layout, recorded: object, cache_bytes: int, *, is_remade: bool = False) -> ExpertBank:
+    """The bank that goes with the store's recorded fingerprints; `is_remade` empties one that cannot be opened."""
+    fingerprint = _fingerprint(recorded)
+    uri, name = str(layout.tables), bank_name(recorded)
+    if is_remade:
+        return ExpertBank.remake(uri, fingerprint=fingerprint, name=name)
+    return ExpertBank.open(uri, fingerprint=fingerprint, name=name, cache_bytes=cache_bytes)
+
+
+def open_banks(layout: Layout) -> list[ExpertBank]:
+    """All banks of a store: the one in use, the previous one, and one that is being made."""
+    uri = str(layout.tables)
+    return [ExpertBank.open(uri, fingerprint=None, name=name) for name in bank_names(uri)]
+
+
+def previous_models(catalog: Catalog, like: LoadedModels) -> LoadedModels:
+    """The models that the store had before its last change, with the settings of `like`.
+
+    Raises:
+        ConfigError: there was no change, or the files of those models are others now.
+    """
+    previous = catalog.setting(_PREVIOUS)
+    if not isinstance(previous, dict):
+        raise ConfigError(
+            "the store has had no other hypernetwork or LLM",
+            kept="the store is as it was",
+            fix="nothing needs to be undone",
+        )
+    models = like.with_config(ModelConfig(**previous["models"]))
+    models.check_store(previous["fingerprints"])
+    return models
+
+
+def reexpert(
+    layout: Layout,
+    catalog: Catalog,
+    table: PassageTable,
+    models: LoadedModels,
+    codec: Codec,
+    on_progress: OnProgress | None,
+) -> ReexpertReport:
+    """Generate the experts of all stored passages by `models`, then let the store use them; see
+    `KnowledgeStore.reexpert`. The caller is the one writer."""
+    started = time.perf_counter()
+    recorded, new = _recorded(catalog), models.fingerprints
+    if new["retriever"] != recorded["retriever"]:
+        raise ConfigError(
+            "the store was made with another retriever, whose vectors a change of experts leaves as they are",
+            kept="the store is as it was",
+            fix="name the retriever that it was made with, or ingest into a new store",
+        )
+    if new["experts"] == recorded["experts"]:
+        return ReexpertReport(new["experts"], new["experts"], 0, 0, time.perf_counter() - started)
+    models.check_trained()
+    name = _name_for(catalog, new["experts"])
+    bank = ExpertBank.open(str(layout.tables), fingerprint=new["experts"], name=name, create=True)
+    n_generated, n_reused = _fill(bank, table, models, codec, catalog.head(), on_progress)
+    for role, digest in new.items():
+        catalog.fingerprint(role, digest, {"reference": str(getattr(models.config, role, role))})
+    catalog.set_settings(
+        {
+            _PREVIOUS: {"models": catalog.setting("models"), "fingerprints": dict(recorded)},
+            "models": asdict(models.config),
+            "fingerprints": {**new, "bank": name},
+        }
+    )
+    seconds = time.perf_counter() - started
+    return ReexpertReport(new["experts"], recorded["experts"], n_generated, n_reused, seconds)
+
+
+def drop_others(layout: Layout, catalog: Catalog) -> int:
+    """Delete every bank but the one in use; returns how many. What was before cannot be undone then."""
+    used = bank_name(_recorded(catalog))
+    catalog.set_setting(_PREVIOUS, None)
+    others = [name for name in bank_names(str(layout.tables)) if name != used]
+    for name in others:
+        drop_bank(str(layout.tables), name)
+    return len(others)
+
+
+def _recorded(catalog: Catalog) -> Recorded:
+    recorded = catalog.setting("fingerprints")
+    if not isinstance(recorded, dict):
+        raise PassageError(
+            "the store holds no passage yet, so it has no experts",
+            kept="the store is as it was",
+            fix="ingest something with the models that you want",
+        )
+    return cast(Recorded, recorded)
+
+
+def _name_for(catalog: Catalog, fingerprint: str) -> str:
+    """The bank of a fingerprint: that of the previous models when it is theirs, else one named after it."""
+    previous = catalog.setting(_PREVIOUS)
+    if isinstance(previous, dict) and previous["fingerprints"]["experts"] == fingerprint:
+        return bank_name(previous["fingerprints"])
+    return f"{NAME}_{fingerprint}"
+
+
+def _fill(
+    bank: ExpertBank,
+    table: PassageTable,
+    models: LoadedModels,
+    codec: Codec,
+    head: int,
+    on_progress: OnProgress | None,
+) -> tuple[int, int]:
+    """Make what is missing in the bank, take out what has no passage; how many were made, how many were there."""
+    stored = {passage_id for passage_id, _, _ in intervals(table)}
+    there = {expert.passage_id for expert in bank.iter_encoded()}
+    damaged = {passage_id for passage_id, _ in bank.verify()}
+    bank.delete((there - stored) | damaged)
+    missing = sorted(stored - (there - damaged))
+    for n_done, part in enumerate(parts(missing)):
+        passages = [row.passage for row in table.get(part, at=None)]
+        write_experts(passages, bank, models, codec, head, None)
+        if on_progress is not None:
+            on_progress("generating experts", min((n_done + 1) * len(part), len(missing)), len(missing))
+    bank.optimize()
+    return len(missing), len(stored) - len(missing)

@@ -1,0 +1,187 @@
+"""Verification: what the catalog says there should be, compared with what is there, row by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from knowstore._loaded import OnProgress
+from knowstore._upkeep import PURGE_PENDING, intervals
+from knowstore.bank import ExpertBank
+from knowstore.catalog import Catalog
+from knowstore.errors import BankError, PassageError
+from knowstore.passages import ExaminedRow, PassageTable
+from knowstore.records import Problem, VerifyReport
+
+LIVE = 2**62
+_REPAIR = "run `knowstore verify --repair`"
+_BACKUP = "restore it from a backup, or ingest again into a new store"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Openers:
+    """What opens the tables of a store, each of which may be damaged: `remade_bank` gives an empty one in the place
+    of the bank in use, `banks` all that there are."""
+
+    table: Callable[[], PassageTable]
+    bank: Callable[[], ExpertBank]
+    remade_bank: Callable[[], ExpertBank]
+    banks: Callable[[], list[ExpertBank]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the catalog says of the rows there should be; `intervals` has (live_from, live_to) by passage id,
+    `sources` the sources it ever came from, `batches` all committed ones, and `staged` is the batch that is being
+    written, whose rows nobody sees yet."""
+
+    head: int
+    staged: int | None
+    intervals: dict[str, tuple[int, int | None]]
+    sources: dict[str, set[str]]
+    batches: set[int]
+    purged: set[str]
+    pending: list[str]
+
+    @classmethod
+    def read(cls, catalog: Catalog, tables: Iterable[PassageTable | ExpertBank]) -> Expected:
+        """Read the catalog and see the tables anew, again when a batch was committed meanwhile."""
+        tables = list(tables)
+        while True:
+            mark = cls._mark(catalog)
+            for table in tables:
+                table.refresh()
+            placed = {passage_id: (first, last) for passage_id, first, last in catalog.intervals()}
+            purged = catalog.purged(placed)
+            sources, batches = catalog.placed_sources(), catalog.live_batches()
+            if cls._mark(catalog) == mark:
+                return cls(*mark[:2], placed, sources, batches, purged, mark[2])
+
+    @staticmethod
+    def _mark(catalog: Catalog) -> tuple[int, int | None, list[str]]:
+        staged, pending = catalog.staged(), cast(list[str], catalog.setting(PURGE_PENDING) or [])
+        return catalog.head(), None if staged is None else staged.id, pending
+
+    @property
+    def live(self) -> set[str]:
+        return {passage_id for passage_id, (_, last) in self.intervals.items() if last is None}
+
+    def is_wrong_source(self, one: ExaminedRow) -> bool:
+        """Whether a sound row is said to be from where its passage never came from."""
+        sources = self.sources.get(one.passage_id)
+        return sources is not None and one.passage is not None and one.passage.source not in sources
+
+    def is_right(self, passage_id: str, live_from: int, live_to: int) -> bool:
+        """Whether a row is visible when it should be, now and after any later batch."""
+        first, last = self.intervals[passage_id]
+        if last is None:
+            return live_from == first and live_to in (LIVE, self.staged)
+        return live_to <= self.head
+
+
+def verify(catalog: Catalog, openers: Openers, on_progress: OnProgress | None) -> VerifyReport:
+    """Compare the three stores row by row; see `KnowledgeStore.verify`."""
+    found = _Findings(on_progress)
+    for fault in catalog.faults():
+        found.add(fault.kind, fault.detail, _REPAIR if fault.is_mendable else "restore the catalog from a backup")
+    table = found.opened("passages", openers.table)
+    bank = found.opened("experts", openers.bank)
+    expected = Expected.read(catalog, [one for one in (table, bank) if one is not None])
+    rows: Counter[str] | None = None
+    if table is not None:
+        rows = found.reading("passages", lambda: found.passages(expected, table))
+    if bank is not None:
+        found.reading("experts", lambda: found.experts(expected, bank, rows))
+    if expected.pending:
+        found.add("unfinished purge", f"{len(expected.pending)} passages are still to be purged")
+    checked = {"passages": len(rows or ()), "experts": found.n_experts, "live": len(expected.live)}
+    return VerifyReport(not found.problems, tuple(found.problems), checked)
+
+
+class _Findings:
+    """Collects problems, and what a table that cannot be read leaves unknown."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self.problems: list[Problem] = []
+        self.n_experts = 0
+        self._on_progress = on_progress
+
+    def add(self, kind: str, detail: str, fix: str = _REPAIR) -> None:
+        self.problems.append(Problem(kind, detail, fix))
+
+    def opened(self, name: str, open_: Callable[[], _T]) -> _T | None:
+        try:
+            return open_()
+        except (PassageError, BankError) as error:
+            self.add(f"unreadable {name}", error.what, _REPAIR if name == "experts" else _BACKUP)
+            return None
+
+    def reading(self, name: str, read: Callable[[], _T]) -> _T | None:
+        try:
+            return read()
+        except (PassageError, BankError) as error:
+            self.add(f"unreadable {name}", error.what, f"{_REPAIR}; else {_BACKUP}")
+            return None
+
+    def passages(self, expected: Expected, table: PassageTable) -> Counter[str]:
+        """Problems of the passages table; returns how often each id is in it."""
+        rows: Counter[str] = Counter()
+        for passage_id, live_from, live_to in intervals(table):
+            rows[passage_id] += 1
+            if live_from == expected.staged:
+                continue  # invisible, and finished or discarded by the next write
+            self._visibility(expected, passage_id, live_from, live_to)
+        for passage_id, n in rows.items():
+            if n > 1:
+                self.add("duplicate passage", f"passage {passage_id} is in the table {n} times")
+        for passage_id in sorted(expected.live - rows.keys()):
+            self.add(
+                "missing passage",
+                f"passage {passage_id} is live in the catalog and not in the table",
+                f"run `knowstore remove {passage_id}` and ingest its source again",
+            )
+        for passage_id in sorted(expected.purged & rows.keys()):
+            self.add("purged passage", f"passage {passage_id} was purged and is in the table")
+        for one in table.examined():
+            if one.problem:
+                self.add("damaged passage", f"{one.passage_id}: {one.problem}")
+            elif expected.is_wrong_source(one):
+                self.add("wrong source", f"passage {one.passage_id} never came from where the table says")
+        self._indexes(table, rows)
+        return rows
+
+    def _indexes(self, table: PassageTable, rows: Counter[str]) -> None:
+        try:
+            problems = table.index_problems(rows.keys())
+        except PassageError as error:
+            problems = [error.what]
+        for problem in problems:
+            self.add("damaged index", problem)
+
+    def _visibility(self, expected: Expected, passage_id: str, live_from: int, live_to: int) -> None:
+        if passage_id not in expected.intervals:
+            self.add("orphan passage", f"passage {passage_id} is in the table and in no edit batch")
+        elif not expected.is_right(passage_id, live_from, live_to):
+            first, last = expected.intervals[passage_id]
+            state = f"live since batch {first}" if last is None else f"removed by batch {last}"
+            shown = f"the table shows it from {live_from} to before {live_to}"
+            self.add("wrong visibility", f"passage {passage_id} is {state}, {shown}")
+
+    def experts(self, expected: Expected, bank: ExpertBank, rows: Counter[str] | None) -> None:
+        """Problems of the bank; `rows` are the passages there are, None when nobody knows."""
+        seen: set[str] = set()
+        for expert in bank.iter_encoded():
+            self.n_experts += 1
+            seen.add(expert.passage_id)
+            if rows is not None and expert.passage_id not in rows and expert.batch_id != expected.staged:
+                self.add("orphan expert", f"the expert of passage {expert.passage_id} has no passage")
+            if self._on_progress is not None and self.n_experts % 1000 == 0:
+                self._on_progress("verifying", self.n_experts, None)
+        for passage_id, problem in bank.verify():
+            self.add("damaged expert", f"{passage_id}: {problem.what}")
+        if rows is not None:
+            for passage_id in sorted((expected.live & rows.keys()) - seen):
+                self.add("missing expert", f"passage {passage_id} has none")

@@ -1,0 +1,149 @@
+"""Changing over to another hypernetwork: beside the readers, interrupted, undone, and with what changes meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from knowstore.bank import bank_names
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError, PassageError
+from knowstore.records import Passage
+from knowstore.store import KnowledgeStore
+
+Open = Callable[..., KnowledgeStore]
+Count = Callable[[], int]
+QUESTION = "When was Rome founded?"
+
+
+@pytest.fixture
+def pooled(tiny_models: ModelConfig, tiny_pooled_dir: Path) -> ModelConfig:
+    """The tiny models with another hypernetwork."""
+    return replace(tiny_models, hypernetwork=str(tiny_pooled_dir))
+
+
+def _said(store: KnowledgeStore) -> object:
+    answer = store.ask(QUESTION)
+    return answer.text, [(one.passage_id, one.weight) for one in answer.experts]
+
+
+def _forms(store: KnowledgeStore) -> set[str]:
+    bank = store._existing_bank()
+    return {expert.form for expert in bank.iter_encoded()}
+
+
+def test_a_store_goes_over_to_another_hypernetwork_and_back(
+    open_store: Open, facts: list[Passage], pooled: ModelConfig, n_generated: Count
+) -> None:
+    store = open_store()
+    store.add(facts[:3])
+    store.remove([facts[2].passage_id])
+    before = _said(store)
+    n_generated()
+
+    other = open_store(models=pooled)
+    report = other.reexpert()
+    assert (report.generated, report.reused, n_generated()) == (3, 0, 3)
+    assert (other.verify().problems, _forms(other)) == ((), {"factors"})
+    other.ask(QUESTION)
+    assert other.rollback(2).restored == 1
+    with pytest.raises(ConfigError, match="knowstore reexpert"):
+        store.ask(QUESTION)
+    assert (other.reexpert().generated, n_generated()) == (0, 0)
+
+    other.remove([facts[2].passage_id])
+    other.add([facts[4]])
+    n_generated()
+    undone = other.reexpert(is_undone=True)
+    assert (undone.generated, undone.reused, undone.previous) == (1, 3, report.fingerprint)
+    other.remove([facts[4].passage_id])
+    assert (_said(other), _forms(other), other.verify().problems) == (before, {"neurons"}, ())
+    assert _said(open_store()) == before
+
+
+def test_readers_go_on_while_experts_are_made_and_follow_when_they_named_no_models(
+    open_store: Open, facts: list[Passage], pooled: ModelConfig, cache_dir: Path
+) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    before = _said(store)
+    reading = open_store(models=None)
+    seen: list[object] = []
+    writing = open_store(models=pooled, on_progress=lambda *_: seen.append(_said(reading)))
+    writing.reexpert()
+    assert seen
+    assert set(map(str, seen)) == {str(before)}
+    assert _said(reading) == _said(writing)
+
+
+_KILLED = """
+from knowstore._loaded import LoadedModels
+generate, n = LoadedModels.generate, 0
+def dying(self, *arguments, **options):
+    global n
+    n += 1
+    if n > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return generate(self, *arguments, **options)
+LoadedModels.generate = dying
+import knowstore._upkeep
+knowstore._upkeep._ROWS = 2
+store.models = store.models.with_config(ModelConfig(**{**store.catalog.setting("models"), "hypernetwork": sys.argv[1]}))
+store.reexpert()
+"""
+
+
+def test_a_killed_change_leaves_the_store_as_it_was_and_goes_on_where_it_was(
+    open_store: Open,
+    facts: list[Passage],
+    pooled: ModelConfig,
+    n_generated: Count,
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> None:
+    store = open_store()
+    store.add(facts[:4])
+    before = _said(store)
+    process = start_python(_KILLED, pooled.hypernetwork)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode < 0, errors
+    assert (_said(store), open_store().verify().problems) == (before, ())
+    n_generated()
+    report = open_store(models=pooled).reexpert()
+    assert (report.generated, report.reused, n_generated()) == (2, 2, 2)
+
+
+def test_what_is_purged_is_purged_from_every_bank_and_the_old_one_can_be_dropped(
+    open_store: Open, facts: list[Passage], pooled: ModelConfig
+) -> None:
+    open_store().add(facts[:3])
+    store = open_store(models=pooled)
+    store.reexpert()
+    store.remove([facts[0].passage_id], purge=True)
+    needle = facts[0].passage_id.encode()
+    for file in store.layout.tables.rglob("*"):
+        assert file.is_dir() or needle not in file.read_bytes()
+    assert len(bank_names(str(store.layout.tables))) == 2
+    assert store.drop_previous() == 1
+    assert (bank_names(str(store.layout.tables)), store.verify().problems) == ([store._existing_bank().name], ())
+    with pytest.raises(ConfigError, match="no other"):
+        store.reexpert(is_undone=True)
+    assert store.stats().experts == 2
+
+
+def test_what_cannot_be_changed_over_is_refused(
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, tiny_llm_dir: Path
+) -> None:
+    store = open_store()
+    with pytest.raises(PassageError, match="no passage"):
+        store.reexpert()
+    store.add(facts[:1])
+    with pytest.raises(ConfigError, match="no other"):
+        store.reexpert(is_undone=True)
+    other = open_store(models=replace(tiny_models, retriever=str(tiny_llm_dir)))
+    with pytest.raises(ConfigError, match="retriever"):
+        other.reexpert()
+    assert store.verify().problems == ()
