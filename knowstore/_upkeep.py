@@ -92,6 +92,7 @@ def finish_purge(catalog: Catalog, table: PassageTable, bank: ExpertBank) -> Non
         bank.refresh()
         table.purge(ids)
         bank.purge(ids)
+        catalog.audits.forget(ids)
         catalog.record_purge(catalog.head(), ids)
         catalog.set_setting(_PENDING, None)
 

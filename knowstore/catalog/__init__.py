@@ -1,6 +1,7 @@
-"""The catalog: which passages are live, since which edit batch, and from which source."""
+"""The catalog: which passages are live, since which edit batch and from which source, and what audits found."""
 
+from knowstore.catalog.audits import AuditLog, Score
 from knowstore.catalog.catalog import Catalog
 from knowstore.catalog.placements import Change
 
-__all__ = ["Catalog", "Change"]
+__all__ = ["AuditLog", "Catalog", "Change", "Score"]

@@ -12,6 +12,7 @@ from types import TracebackType
 from sqlalchemy import Connection, exists, func, insert, select, update
 
 from knowstore.catalog import placements, schema
+from knowstore.catalog.audits import AuditLog
 from knowstore.catalog.database import Database
 from knowstore.catalog.lock import writer_lock
 from knowstore.catalog.placements import Change, Interval, Pair
@@ -37,6 +38,7 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.audits = AuditLog(database)
 
     # Opening and the schema
 

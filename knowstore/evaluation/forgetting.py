@@ -47,7 +47,7 @@ def forgetting_matrix(scored: Iterable[tuple[int, int, float]]) -> ForgettingMat
 
 def first_rows(matrix: ForgettingMatrix) -> npt.NDArray[np.int64]:
     """For each batch the row (I,) in which it was asked first: its own where an audit follows every batch."""
-    return np.argmax(~np.isnan(matrix.scores), axis=0)
+    return np.asarray(np.argmax(~np.isnan(matrix.scores), axis=0), np.int64)
 
 
 def average_score(matrix: ForgettingMatrix) -> float:

@@ -56,7 +56,7 @@ def paired_p_value(differences: Sequence[float], *, seed: int = 0, n_samples: in
 
 
 def _is_extreme(sums: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    return np.abs(sums) >= abs(values.sum()) - 1e-9
+    return np.asarray(np.abs(sums) >= abs(values.sum()) - 1e-9)
 
 
 def _resampled_means(
