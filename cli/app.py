@@ -1,6 +1,20 @@
 """The application with all its commands; importing a command's file registers it."""
 
-from . import ask, bench, browse, database, doctor, edit, ingest, keep, models, train
+from . import ask, audit, bench, browse, database, doctor, edit, ingest, keep, models, probes, train
 from .registration import app
 
-__all__ = ["app", "ask", "bench", "browse", "database", "doctor", "edit", "ingest", "keep", "models", "train"]
+__all__ = [
+    "app",
+    "ask",
+    "audit",
+    "bench",
+    "browse",
+    "database",
+    "doctor",
+    "edit",
+    "ingest",
+    "keep",
+    "models",
+    "probes",
+    "train",
+]

@@ -246,11 +246,11 @@ class Catalog:
         with self._database.read() as connection:
             return placements.counts_by_source(connection)
 
-    def intervals(self) -> Iterator[Interval]:
-        """For each passage ever placed, the last stretch of batches (passage_id, live_from, live_to) in which it
-        was live without a break; `live_to` is None while it is live."""
+    def intervals(self, among: Collection[str] | None = None) -> Iterator[Interval]:
+        """For each passage ever placed, or each of those `among`, the last stretch of batches (passage_id, live_from,
+        live_to) in which it was live without a break; `live_to` is None while it is live."""
         with self._database.read() as connection:
-            yield from placements.intervals(self._database, connection)
+            yield from placements.intervals(self._database, connection, among)
 
     # History
 

@@ -8,7 +8,7 @@ from knowstore.evaluation.forgetting import (
     forgetting_matrix,
     forward_effect,
 )
-from knowstore.evaluation.metrics import exact_match, normalise, token_f1
+from knowstore.evaluation.metrics import exact_match, holds_answer, normalise, token_f1
 from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "forgetting_matrix",
     "forward_effect",
     "grouped_interval",
+    "holds_answer",
     "normalise",
     "paired_p_value",
     "token_f1",

@@ -35,3 +35,9 @@ def _f1(predicted: list[str], accepted: list[str]) -> float:
         return 0.0
     precision, recall = n_common / len(predicted), n_common / len(accepted)
     return 2 * precision * recall / (precision + recall)
+
+
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the accepted answers as whole words, after normalisation."""
+    padded = f" {normalise(text)} "
+    return any(f" {accepted} " in padded for answer in answers if (accepted := normalise(answer)))
