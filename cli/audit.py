@@ -92,8 +92,10 @@ def describe(found: dict[str, Any]) -> str:
         )
     if found["bwt"] is not None:
         same = found["same_probes"]["em"]
-        lines.append(f"BWT: {_points(found['bwt'])} EM; the same {count(same['n'], 'probe')}: "
-                     f"{same['gained']:,} gained, {same['lost']:,} lost")  # fmt: skip
+        lines.append(
+            f"BWT: {_points(found['bwt'])} EM; of {count(same['n'], 'probe')} asked before, {same['gained']:,} gained "
+            f"and {same['lost']:,} lost"
+        )
     if other["n"]:
         lines.append(f"Unrelated questions answered as before: {_percent(other['same'], other['same_ci'])}")
     if contested["n"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from knowstore.audits.roles import FACTS
@@ -30,18 +30,24 @@ Untouched = Mapping[str, str]
 
 @dataclass(frozen=True)
 class History:
-    """Scores of all audits of a mode: for each audited batch, oldest first, those of the facts that are current."""
+    """Scores of all audits of a mode, by audited batch and probe, of the facts that still hold.
+
+    A probe whose passage was removed since, or that a newer one contests, is left out of every row: what is not to be
+    known any more is not forgotten.
+    """
 
     rows: dict[int, dict[int, Score]]
 
     @classmethod
-    def read(cls, log: AuditLog, mode: Mode) -> History:
-        """The latest score of each probe after each batch."""
+    def of(cls, scores: Iterable[Score]) -> History:
+        """From scores, oldest audit first; of several after one batch the latest counts."""
         rows: dict[int, dict[int, Score]] = defaultdict(dict)
-        for score in log.scores(mode):
-            rows[score.after][score.probe_id] = score
+        latest: dict[int, Score] = {}
+        for score in scores:
+            rows[score.after][score.probe_id] = latest[score.probe_id] = score
+        holds = {probe_id for probe_id, score in latest.items() if score.kind in FACTS and score.state == "current"}
         facts = {
-            after: {probe_id: one for probe_id, one in row.items() if one.kind in FACTS and one.state == "current"}
+            after: {probe_id: one for probe_id, one in row.items() if probe_id in holds and one.state == "current"}
             for after, row in sorted(rows.items())
         }
         return cls({after: row for after, row in facts.items() if row})
@@ -74,11 +80,12 @@ def summarise(log: AuditLog, mode: Mode, untouched: Untouched) -> Figures:
     """All finished audits of a mode as one record of fractions with 95 % intervals.
 
     Rows of `matrix` and `matrix_f1` are the audited batches `audited`, columns `batches`; null where nothing was
-    asked. `bwt` follows its definition; `same_probes` compares only probes that were asked both times.
+    asked. Both hold the facts that still hold, see `History`. `same_probes` compares each probe's last score with its
+    first, where an audit asked only a part.
     """
-    history = History.read(log, mode)
+    history = History.of(log.scores(mode))
     em, f1 = history.matrix(_em), history.matrix(_f1)
-    answers, probes = latest_answers(log, mode), {probe.id: probe for probe in log.probes()}
+    answers, probes = _latest_answers(log, mode), {probe.id: probe for probe in log.probes()}
     return {
         "mode": mode,
         "matrix": em.rows(),
@@ -99,7 +106,7 @@ def summarise(log: AuditLog, mode: Mode, untouched: Untouched) -> Figures:
     }
 
 
-def latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
+def _latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
     """The latest answer of each probe that was asked after the batch that was audited last."""
     audits = [audit for audit in log.audits() if audit.mode == mode]
     found: dict[int, ProbeAnswer] = {}

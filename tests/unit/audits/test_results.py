@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from knowstore.audits.results import measure
+from knowstore.audits.results import History, measure
+from knowstore.catalog import Score
 from knowstore.records import Probe, ProbeAnswer, ProbeKind, ProbeState
 
 PROBES = {
@@ -76,3 +77,24 @@ def test_nothing_asked_is_no_rate() -> None:
     found = measure([], {}, {})
     assert found["kinds"] == {}
     assert {found[name]["n"] for name in ("locality", "contradictions", "residue")} == {0}  # type: ignore[index]
+
+
+def test_what_is_not_to_be_known_any_more_is_not_forgotten() -> None:
+    scores = [
+        Score(1, 4, 1, 4, "reliability", "current", 1.0, 1.0),
+        Score(1, 4, 2, 4, "reliability", "current", 0.0, 0.5),
+        Score(1, 4, 3, 4, "reliability", "current", 1.0, 1.0),
+        Score(1, 4, 4, 4, "locality", "current", 1.0, 1.0),
+        Score(2, 5, 1, 4, "reliability", "current", 1.0, 1.0),
+        Score(2, 5, 2, 4, "reliability", "contested", 0.0, 0.0),
+        Score(2, 5, 3, 4, "reliability", "gone", 0.0, 0.0),
+        Score(2, 5, 5, 5, "portability", "current", 0.0, 0.0),
+        Score(3, 5, 5, 5, "portability", "current", 1.0, 1.0),
+    ]
+    history = History.of(scores)
+    matrix = history.matrix(lambda one: one.em)
+    assert (matrix.after, matrix.batches, matrix.rows()) == ((4, 5), (4, 5), [[1.0, None], [1.0, 1.0]])
+    assert history.changes(lambda one: one.em) == [[0.0]]
+    assert history.last_groups(lambda one: one.em) == [[1.0], [1.0]]
+    only_then = History.of(scores[:4])
+    assert only_then.matrix(lambda one: one.f1).rows() == [[pytest.approx(2.5 / 3)]]
