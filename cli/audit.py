@@ -79,12 +79,15 @@ def run(session: Session, store: KnowledgeStore, **options: Any) -> dict[str, An
 
 
 def describe(found: dict[str, Any]) -> str:
-    """An audit's figures for people, in percent."""
+    """An audit for people, with what all audits of its mode found."""
+    asked = f"{count(found['n'], 'probe')}, {found['seconds']:.1f} s, mode {found['mode']}"
+    return f"Audit {found['audit_id']} after edit batch {found['batch_id']}: {asked}\n{describe_all(found)}"
+
+
+def describe_all(found: dict[str, Any]) -> str:
+    """What all audits of a mode found for people, in percent."""
     residue, other, contested = found["residue"], found["locality"], found["contradictions"]
-    lines = [
-        f"Audit {found['audit_id']} after edit batch {found['batch_id']}: {count(found['n'], 'probe')}, "
-        f"{found['seconds']:.1f} s, mode {found['mode']}"
-    ]
+    lines = []
     if found["average"] is not None:
         lines.append(
             f"Average over batches: {_percent(found['average'], found['average_ci'])} EM, "

@@ -50,10 +50,13 @@ def roles(probes: Sequence[Probe], live: Collection[str], emptied: Collection[in
 
     Args:
         probes: all probes there are.
-        live: ids of live passages.
+        live: ids of live passages. A probe whose own is not among them is gone, unless another probe accepts the same
+            answer to the same question and is not: the passage was replaced by one that still says it.
         emptied: batches none of whose passages is live; their probes without a passage of their own are gone too.
     """
     gone = {probe.id for probe in probes if _is_gone(probe, live, emptied)}
+    still_told = {fact for probe in probes if probe.kind in FACTS and probe.id not in gone for fact in _told(probe)}
+    gone -= {probe.id for probe in probes if probe.kind in FACTS and _told(probe) & still_told}
     facts = [probe for probe in probes if probe.kind in FACTS and probe.id not in gone]
     contested = _contested(facts)
     out = {}
@@ -92,6 +95,11 @@ def _contested(facts: Sequence[Probe]) -> dict[int, int]:
             if (probe.passage_id, answer) in stale:
                 found.setdefault(probe.id, stale[probe.passage_id, answer])
     return found
+
+
+def _told(probe: Probe) -> set[tuple[str, str]]:
+    """What a probe takes for true: pairs (question, accepted answer)."""
+    return {(normalise(probe.question), answer) for answer in _answers(probe)}
 
 
 def _answers(probe: Probe) -> set[str]:

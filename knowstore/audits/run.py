@@ -37,7 +37,7 @@ def run_audit(
         selection: which probes; all when None.
         resume: go on with the audit that was cut short last, in its mode and with its probes.
 
-    Returns: what `summarise` gives for the mode, with `audit_id`, `batch_id`, `n`, `seconds` of this audit.
+    Returns: what `summary` gives for the mode, with `audit_id`, `batch_id`, `n`, `seconds` of this audit.
 
     Raises:
         ConfigError: no probes to ask, or no audit to resume.
@@ -61,7 +61,12 @@ def run_audit(
     audit = log.finish(audit.id)
     n = len(log.answers(audit.id))
     own = {"audit_id": audit.id, "batch_id": audit.batch_id, "n": n, "seconds": audit.seconds}
-    return own | summarise(log, audit.mode, untouched_of(store))
+    return own | summary(store, audit.mode)
+
+
+def summary(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
+    """What all finished audits of a mode found, see `summarise`; asks nothing."""
+    return summarise(store.catalog.audits, mode, untouched_of(store))
 
 
 def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection: Selection) -> Audit:

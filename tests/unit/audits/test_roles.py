@@ -25,6 +25,13 @@ def test_a_probe_goes_with_its_passage_and_one_without_with_its_whole_batch() ->
     assert [found[one.id].state for one in probes] == ["current", "gone", "gone", "current", "current", "gone"]
 
 
+def test_a_fact_that_the_next_version_of_its_passage_still_tells_is_not_gone() -> None:
+    probes = [probe(1, 1, "x|y", A), probe(2, 1, "z", A, about="snow"), probe(3, 2, "The X.", B)]
+    found = roles(probes, {B}, set())
+    assert [found[n].state for n in (1, 2, 3)] == ["current", "gone", "current"]
+    assert roles(probes, set(), set())[1].state == "gone"
+
+
 def test_a_newer_batch_with_other_answers_contests_an_older_one() -> None:
     probes = [probe(1, 1, "3 mm|3", A), probe(2, 4, "5 mm", B), probe(3, 7, "The 7 mm.", C)]
     assert roles(probes, {A, B, C}, set()) == {

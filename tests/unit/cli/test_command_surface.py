@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from knowstore.cli.app import app
 
 COMMANDS = {
-    "ask", "audit", "batches", "bench ask", "bench controls", "db check", "db current", "db upgrade", "doctor",
-    "export", "import", "ingest", "list", "models list", "models pull", "probes add", "probes list", "probes make", "remove",
-    "replace", "report", "rollback", "show", "stats",
-    "train hypernetwork", "train reranker", "verify",
+    "ask", "audit", "batches", "bench ask", "bench controls", "bench edits", "db check", "db current", "db upgrade",
+    "doctor", "export", "import", "ingest", "list", "models list", "models pull", "probes add", "probes list",
+    "probes make", "remove", "replace", "report", "rollback", "show", "stats", "train hypernetwork", "train reranker",
+    "verify",
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "rich", "numpy")
 
