@@ -1,11 +1,12 @@
 """The application with all its commands; importing a command's file registers it."""
 
-from . import ask, bench, browse, database, doctor, edit, ingest, keep, models, reexpert, train
+from . import ask, audit, bench, browse, database, doctor, edit, ingest, keep, models, probes, reexpert, train
 from .registration import app
 
 __all__ = [
     "app",
     "ask",
+    "audit",
     "bench",
     "browse",
     "database",
@@ -14,6 +15,7 @@ __all__ = [
     "ingest",
     "keep",
     "models",
+    "probes",
     "reexpert",
     "train",
 ]

@@ -12,6 +12,7 @@ import typer
 
 from knowstore.records import Mode
 
+from .audit import describe_all
 from .registration import command, group
 from .session import Session, given
 
@@ -119,6 +120,52 @@ def answers(
         on_progress=session.output.progress, **given(top_ks=top_k or None),
     )  # fmt: skip
     _finish(session, found, output, "answers", plot_answers)
+
+
+@command(bench, example="knowstore bench edits --data qa.jsonl --batches 4 --passages 10 --output edits")
+def edits(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the store, edits.json and the report.")],
+    batches: Annotated[int, typer.Option(min=1, help="Edit batches.")] = 40,
+    passages: Annotated[int, typer.Option(min=1, help="Passages of each.")] = 250,
+    updates: Annotated[float, typer.Option(help="Share of them that replace an older one.")] = 0.10,
+    removals: Annotated[float, typer.Option(help="Older ones that each batch removes, as a share of its own.")] = 0.05,
+    contradictions: Annotated[float, typer.Option(help="Share of them that contradict an older one.")] = 0.05,
+    questions: Annotated[int, typer.Option(min=1, help="Questions on each passage, at most.")] = 1,
+    unrelated: Annotated[
+        Path | None, typer.Option(help="Rows with a question and answers that no passage is about.")
+    ] = None,
+    n_unrelated: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 100,
+    audit_every: Annotated[int, typer.Option(min=0, help="Audit after every so many batches too; 0 is never.")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="Probes of each batch in those audits.")] = None,
+    final_sample: Annotated[int | None, typer.Option(min=1, help="Probes of each batch in the last audit.")] = None,
+    mode: Annotated[Mode, typer.Option(help="As for `knowstore ask`.")] = "experts",
+    seed: Annotated[int, typer.Option(help="Draws passages and edits.")] = 0,
+) -> None:
+    """Let a new store live through many edit batches, and audit what it still knows.
+
+    Interrupted, it goes on where it was when it is run again.
+    """
+    from knowstore.bench import EditsConfig, run_edits
+    from knowstore.records import Probe
+    from knowstore.training import read_rows
+
+    session.kept = "every edit batch and answer so far; run the same command again to go on"
+    config = EditsConfig(
+        batches, passages, updates, removals, contradictions, questions, audit_every, sample, final_sample, mode, seed
+    )
+    rows = islice(read_rows(unrelated), n_unrelated) if unrelated is not None else ()
+    found = run_edits(
+        data, output, config=config, models=session.model_config(), on_progress=session.output.progress,
+        unrelated=[Probe(row["question"], tuple(row["answers"]), "locality") for row in rows],
+    )  # fmt: skip
+    session.output.result(found, f"{describe_all(found)}\n{output / 'report.html'}", [output / "report.html"])
 
 
 @command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knowstore.config import Codec
+from knowstore.errors import SourceError
 
+from .audit import describe
+from .audit import run as run_audit
 from .output import Output, count, size
 from .registration import app, command
 from .session import Session, given
 
 if TYPE_CHECKING:
     from knowstore import IngestPlan, IngestReport, KnowledgeStore
+    from knowstore.audits import ProbesFile
 
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
 
@@ -33,6 +39,10 @@ def ingest(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
     note: Annotated[str, typer.Option(help="Kept with the edit batch.")] = "",
     codec: Annotated[Codec | None, typer.Option(help="How a new store keeps its experts.")] = None,
+    probes: Annotated[
+        Path | None, typer.Option(help="Questions for audits: rows {question, answers, kind, passage_id}.")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Audit the store right afterwards.")] = False,
 ) -> None:
     """Add files to the store: .txt .md .html .pdf .docx .csv .tsv .json .jsonl .parquet, and their .gz.
 
@@ -51,11 +61,41 @@ def ingest(
     if dry_run:
         show_plan(session.output, plan(session, paths, how))
         return
+    asked = None if probes is None else _read_probes(probes, is_strict=strict)
     with session.open(create=True, **given(bank=BankConfig(codec=codec) if codec else None)) as store:
         report = store.ingest(paths, strict=strict, note=note, **how)
-        show_report(session.output, report, store)
+        more: dict[str, Any] = {}
+        if asked is not None:
+            report, more = _keep_probes(store, asked, report)
+        if audit and store.catalog.audits.probes():
+            more["audit"] = run_audit(session, store)
+        elif audit:
+            session.output.hint("there are no probes to audit with: give some with --probes")
+        show_report(session.output, report, store, more)
     if report.failures and not (report.passages_added or report.passages_unchanged):
         raise typer.Exit(1)
+
+
+def _read_probes(path: Path, *, is_strict: bool) -> ProbesFile:
+    from knowstore.audits import read_probes
+
+    found = read_probes(path)
+    if is_strict and found.failures:
+        raise SourceError(
+            f"{found.failures[0].source}: {found.failures[0].error}",
+            kept="the store is as it was",
+            fix="mend or leave out this row, or run without --strict",
+        )
+    return found
+
+
+def _keep_probes(store: KnowledgeStore, asked: ProbesFile, report: IngestReport) -> tuple[IngestReport, dict[str, Any]]:
+    """The report with the rows of the probes file that could not be kept, and how many were."""
+    from knowstore.audits import add_probes
+
+    kept = add_probes(store, asked.rows, batch_id=report.batch_id)
+    failures = (*report.failures, *asked.failures, *kept.failures)
+    return replace(report, failures=failures), {"probes_added": kept.added, "probes_known": kept.known}
 
 
 def plan(session: Session, paths: list[str], how: dict[str, Any]) -> IngestPlan:
@@ -86,8 +126,11 @@ def show_plan(output: Output, plan: IngestPlan) -> None:
     )
 
 
-def show_report(output: Output, report: IngestReport, store: KnowledgeStore) -> None:
-    """What an ingest or an import did."""
+def show_report(
+    output: Output, report: IngestReport, store: KnowledgeStore, more: Mapping[str, Any] | None = None
+) -> None:
+    """What an ingest or an import did; `more` says what became of its probes, and what an audit found."""
+    more = more or {}
     show_failures(output, report.failures)
     output.result(
         {
@@ -98,12 +141,22 @@ def show_report(output: Output, report: IngestReport, store: KnowledgeStore) -> 
             "failures": _failures(report.failures),
             "seconds": report.seconds,
             "seconds_in_models": report.seconds_in_models,
+            **more,
         },
-        _report_line(report, store) if output.is_plain else "",
+        _report_lines(report, store, more) if output.is_plain else "",
         [] if report.batch_id is None else [report.batch_id],
     )
     if report.batch_id is not None:
         output.hint(f"undo it with `knowstore rollback {report.batch_id}`")
+
+
+def _report_lines(report: IngestReport, store: KnowledgeStore, more: Mapping[str, Any]) -> str:
+    lines = [_report_line(report, store)]
+    if "probes_added" in more:
+        lines.append(f"{count(more['probes_added'], 'probe')} added, {more['probes_known']:,} known already")
+    if "audit" in more:
+        lines.append(describe(more["audit"]))
+    return "\n".join(lines)
 
 
 def _report_line(report: IngestReport, store: KnowledgeStore) -> str:

@@ -88,5 +88,6 @@ def finish_purge(catalog: Catalog, table: PassageTable, banks: Sequence[ExpertBa
         for bank in banks:
             bank.refresh()
             bank.purge(ids)
+        catalog.audits.forget(ids)
         catalog.record_purge(catalog.head(), ids)
         catalog.set_setting(PURGE_PENDING, None)

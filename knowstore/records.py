@@ -12,6 +12,8 @@ from typing import Literal
 Mode = Literal["experts", "rag", "hybrid"]
 BatchKind = Literal["ingest", "add", "remove", "replace", "rollback", "import"]
 BatchState = Literal["staged", "live", "discarded"]
+ProbeKind = Literal["reliability", "paraphrase", "locality", "portability", "removed"]
+ProbeState = Literal["current", "contested", "gone"]
 
 
 @dataclass(frozen=True)
@@ -195,3 +197,67 @@ class VerifyReport:
     clean: bool
     problems: tuple[Problem, ...]
     checked: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question with accepted answers that audits ask again; it came with edit batch `batch_id`.
+
+    `reliability` asks for a fact of the batch, `paraphrase` in other words, `portability` for what follows from it.
+    `locality` asks for what no batch is about, `removed` for what must not be known. `passage_id` names the passage
+    that holds the fact; once that is live no longer, the probe must not be answered.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    kind: ProbeKind
+    passage_id: str | None = None
+    batch_id: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a probe is to one audit: `current`, `gone` with its passage, or `contested` by a newer probe that accepts
+    other answers to the same question."""
+
+    probe_id: int
+    state: ProbeState
+    contested_by: int | None = None
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """How a probe was answered in an audit.
+
+    `rank` is the place of the probe's own passage among those that were retrieved, from 1, `contested_rank` that of
+    the contesting probe's, None when it was not. `is_told` says that a mounted passage holds an accepted answer.
+    `experts` are (passage_id, weight, batch_id) of what was mounted.
+    """
+
+    probe_id: int
+    text: str
+    em: float
+    f1: float
+    rank: int | None
+    contested_rank: int | None
+    is_told: bool
+    experts: tuple[tuple[str, float, int], ...]
+    state: ProbeState = "current"
+    contested_by: int | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One audit of the store as it was right after edit batch `batch_id`; `finished_at` is None if it was cut short.
+
+    `seconds` counts what asking took, over all resumes.
+    """
+
+    id: int
+    batch_id: int
+    mode: Mode
+    created_at: datetime
+    finished_at: datetime | None
+    seconds: float
+    options: dict[str, object]

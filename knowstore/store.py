@@ -371,21 +371,30 @@ class KnowledgeStore:
         mode: Mode = "experts",
         filters: Filters | None = None,
         batch_size: int = 16,
+        at: int | None = None,
     ) -> list[Answer]:
-        """Answer questions in batches, each with its own experts; arguments as for `ask`."""
+        """Answer questions in batches, each with its own experts; arguments as for `ask`.
+
+        `at` is the edit batch after which the store is looked at, the latest committed one when None.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
         answers: list[Answer] = []
         for first in range(0, len(questions), batch_size):
-            answers += self._answer(questions[first : first + batch_size], mode, filters, None)
+            answers += self._answer(questions[first : first + batch_size], mode, filters, None, at)
         return answers
 
     def _answer(
-        self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
+        self,
+        questions: Sequence[str],
+        mode: Mode,
+        filters: Filters | None,
+        on_text: Callable[[str], None] | None,
+        at: int | None = None,
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
-        reader = self._reader()
+        reader = self._reader(at)
         if reader is None:
             raise PassageError(
                 f"the store in {self.layout.folder} holds no passage yet",
@@ -660,9 +669,9 @@ class KnowledgeStore:
 
     # the tables
 
-    def _reader(self) -> Reader | None:
-        """The latest snapshot; None while the store is empty. The catalog is read before the tables."""
-        head = self.catalog.head()
+    def _reader(self, at: int | None = None) -> Reader | None:
+        """The snapshot after a batch, the latest if None; None while the store is empty. The catalog is read first."""
+        head = self.catalog.head() if at is None else at
         if head == 0 or not self.layout.has_tables:
             return None
         recorded = self._followed()

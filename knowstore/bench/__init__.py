@@ -1,13 +1,16 @@
-"""Measurements that report numbers: what experts carry (controls), and how long questions take; and their pictures."""
+"""Measurements that report numbers: what experts carry, what a long life of edits does, how long questions take."""
 
+from knowstore._drawing import can_plot
 from knowstore.bench.answers import run_answers
 from knowstore.bench.controls import run_controls
+from knowstore.bench.edits import EditsConfig, run_edits
 from knowstore.bench.latency import run_ask
 from knowstore.bench.locality import run_locality
-from knowstore.bench.plots import can_plot, plot_answers, plot_controls, plot_training
+from knowstore.bench.plots import plot_answers, plot_controls, plot_training
 from knowstore.bench.reranking import run_rerank
 
 __all__ = [
+    "EditsConfig",
     "can_plot",
     "plot_answers",
     "plot_controls",
@@ -15,6 +18,7 @@ __all__ = [
     "run_answers",
     "run_ask",
     "run_controls",
+    "run_edits",
     "run_locality",
     "run_rerank",
 ]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from knowstore.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from knowstore._drawing import new_figure
 
 _COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
 _SMOOTHED = 20  # steps
@@ -25,13 +22,6 @@ _MEASURED = {
 }
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what `run_controls` found: a panel for each file, a bar of EM with its 95 % interval for each control.
 
@@ -44,7 +34,7 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     files = list(dict.fromkeys(str(row["data"]) for row in rows))
     n = max(sum(row["data"] == name for row in rows) for name in files)
-    figure = _figure(6.4 * len(files), 1.2 + 0.34 * n)
+    figure = new_figure(6.4 * len(files), 1.2 + 0.34 * n)
     for position, name in enumerate(files):
         axes = figure.add_subplot(1, len(files), position + 1)
         some = [row for row in rows if row["data"] == name]
@@ -75,7 +65,7 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     for method in dict.fromkeys(str(row["method"]) for row in rows):
         some = [row for row in rows if row["method"] == method]
@@ -111,7 +101,7 @@ def plot_training(log: Path, path: Path) -> None:
             continue
         by_step[row["step"]] = row
     rows = [by_step[step] for step in sorted(by_step)]
-    figure = _figure(8.0, 6.0)
+    figure = new_figure(8.0, 6.0)
     losses, measured = figure.subplots(2, 1, sharex=True)
     minutes = [row["seconds"] / 60 for row in rows]
     for name in ("loss", "answer"):
@@ -134,15 +124,3 @@ def plot_training(log: Path, path: Path) -> None:
     if measured.get_lines():
         measured.legend()
     figure.savefig(path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "matplotlib is not installed",
-            kept="what was measured, without its picture",
-            fix="pip install 'knowstore[plots]'",
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)

@@ -12,6 +12,7 @@ from types import TracebackType
 from sqlalchemy import Connection, exists, func, insert, select, update
 
 from knowstore.catalog import placements, schema, soundness
+from knowstore.catalog.audits import AuditLog
 from knowstore.catalog.database import Database
 from knowstore.catalog.lock import writer_lock
 from knowstore.catalog.placements import Change, Interval, Pair
@@ -38,6 +39,7 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.audits = AuditLog(database)
 
     # Opening and the schema
 
@@ -245,11 +247,11 @@ class Catalog:
         with self._database.read() as connection:
             return placements.counts_by_source(connection)
 
-    def intervals(self) -> Iterator[Interval]:
-        """For each passage ever placed, the last stretch of batches (passage_id, live_from, live_to) in which it
-        was live without a break; `live_to` is None while it is live."""
+    def intervals(self, among: Collection[str] | None = None) -> Iterator[Interval]:
+        """For each passage ever placed, or each of those `among`, the last stretch of batches (passage_id, live_from,
+        live_to) in which it was live without a break; `live_to` is None while it is live."""
         with self._database.read() as connection:
-            yield from placements.intervals(self._database, connection)
+            yield from placements.intervals(self._database, connection, among)
 
     # History
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +77,7 @@ class Database:
         def _configure(connection: sqlite3.Connection, _record: object) -> None:
             connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first INSERT
             connection.execute("PRAGMA journal_mode = WAL").close()
+            connection.execute("PRAGMA secure_delete = ON").close()  # what a purge deletes is overwritten
             connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}").close()
 
         @event.listens_for(engine, "begin")
@@ -96,6 +97,12 @@ class Database:
         """A transaction that may write; on SQLite it takes the write lock at once, so it cannot fail half-way."""
         with self.translated_errors(), self._writing.begin() as connection:
             yield connection
+
+    def wipe(self) -> None:
+        """Leave nothing of deleted rows in SQLite's write-ahead log."""
+        if self.is_sqlite:
+            with self.translated_errors(), closing(self.engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
@@ -133,7 +140,9 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
-    def among(self, column: InstrumentedAttribute[_T], values: Collection[_T]) -> ColumnElement[bool]:
+    def among(
+        self, column: InstrumentedAttribute[_T] | InstrumentedAttribute[_T | None], values: Collection[_T]
+    ) -> ColumnElement[bool]:
         """`column IN values` as one parameter, so that any number of values fits in one statement."""
         if self.is_sqlite:
             each = func.json_each(json.dumps(list(values))).table_valued("value")

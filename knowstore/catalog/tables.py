@@ -124,3 +124,64 @@ class FingerprintRow(Base):
     digest: Mapped[str] = mapped_column(unique=True)
     detail: Mapped[object] = mapped_column(JSON)
     created_at: Mapped[datetime]
+
+
+class ProbeRow(Base):
+    """A question with accepted answers that came with an edit batch, for audits to ask again."""
+
+    __tablename__ = "probes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("edit_batches.id"), index=True)
+    kind: Mapped[str]
+    question: Mapped[str]
+    answers: Mapped[list[str]] = mapped_column(JSON)
+    passage_id: Mapped[str | None] = mapped_column(CHAR(32), index=True)
+
+    __table_args__ = (
+        CheckConstraint("kind IN ('reliability', 'paraphrase', 'locality', 'portability', 'removed')", name="kind"),
+    )
+
+
+class AuditRow(Base):
+    """One audit of the store as it was right after `batch_id`; unfinished while `finished_at` is null."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("edit_batches.id"))
+    mode: Mapped[str]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    seconds: Mapped[float]
+    options: Mapped[object] = mapped_column(JSON)
+
+
+class AuditAnswerRow(Base):
+    """What a probe was to an audit, and how it was answered; not yet while `text` is null."""
+
+    __tablename__ = "audit_answers"
+
+    audit_id: Mapped[int] = mapped_column(ForeignKey("audits.id"), primary_key=True)
+    probe_id: Mapped[int] = mapped_column(ForeignKey("probes.id"), primary_key=True, index=True)
+    state: Mapped[str]
+    contested_by: Mapped[int | None] = mapped_column(ForeignKey("probes.id"))
+    text: Mapped[str | None]
+    em: Mapped[float | None]
+    f1: Mapped[float | None]
+    rank: Mapped[int | None]
+    contested_rank: Mapped[int | None]
+    is_told: Mapped[bool | None]
+    experts: Mapped[list[list[object]] | None] = mapped_column(JSON(none_as_null=True))
+
+    __table_args__ = (CheckConstraint("state IN ('current', 'contested', 'gone')", name="state"),)
+
+
+class UntouchedAnswerRow(Base):
+    """What the language model answers without any expert or passage; `key` says which model, how, and what."""
+
+    __tablename__ = "untouched_answers"
+
+    key: Mapped[str] = mapped_column(CHAR(32), primary_key=True)
+    question: Mapped[str]
+    text: Mapped[str]

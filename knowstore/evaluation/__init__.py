@@ -1,5 +1,28 @@
-"""Measures of answers: exact match, token F1, and how sure one can be of their means."""
+"""Measures of answers: exact match, token F1, forgetting, and how sure one can be of their means."""
 
-from knowstore.evaluation.metrics import bootstrap_interval, exact_match, normalise, token_f1
+from knowstore.evaluation.forgetting import (
+    ForgettingMatrix,
+    average_score,
+    backward_transfer,
+    first_rows,
+    forgetting_matrix,
+    forward_effect,
+)
+from knowstore.evaluation.metrics import exact_match, holds_answer, normalise, token_f1
+from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value
 
-__all__ = ["bootstrap_interval", "exact_match", "normalise", "token_f1"]
+__all__ = [
+    "ForgettingMatrix",
+    "average_score",
+    "backward_transfer",
+    "bootstrap_interval",
+    "exact_match",
+    "first_rows",
+    "forgetting_matrix",
+    "forward_effect",
+    "grouped_interval",
+    "holds_answer",
+    "normalise",
+    "paired_p_value",
+    "token_f1",
+]

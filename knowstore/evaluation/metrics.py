@@ -7,8 +7,6 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 
@@ -39,15 +37,7 @@ def _f1(predicted: list[str], accepted: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, n_samples: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of N scores, by resampling them `n_samples` times.
-
-    Raises:
-        ValueError: no scores.
-    """
-    values = np.asarray(scores, np.float64)
-    if values.size == 0:
-        raise ValueError("an interval needs at least one score")
-    draws = np.random.default_rng(seed).integers(0, values.size, (n_samples, values.size))
-    low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the accepted answers as whole words, after normalisation."""
+    padded = f" {normalise(text)} "
+    return any(f" {accepted} " in padded for answer in answers if (accepted := normalise(answer)))

@@ -142,6 +142,41 @@ def test_models_and_doctor_say_what_resolves(run: Run) -> None:
     assert {check["name"] for check in broken["checks"] if check["state"] == "problem"} == {"llm"}
 
 
+def test_probes_are_audited_and_reported(run: Run) -> None:
+    probes = [
+        {"question": f"Where is {fact['title']}?", "answers": [fact["title"]], "kind": "reliability"} for fact in FACTS
+    ]
+    lines = [json.dumps(row) for row in [*probes, {**probes[0], "kind": "opinion"}]]
+    Path("probes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    run("ingest", "facts.jsonl", "--probes", "probes.jsonl", "--strict", status=1)
+    report = _json(run("ingest", "facts.jsonl", "--probes", "probes.jsonl", "--audit", "--json"))
+    assert (report["passages_added"], report["probes_added"], report["audit"]["n"]) == (3, 3, 3)
+    assert [failure["source"] for failure in report["failures"]] == ["probes.jsonl:4"]
+    assert "0 probes added, 3 known already" in run("probes", "add", "probes.jsonl").stdout
+    listed = _json(run("probes", "list", "--json", "--batch", "1"))["probes"]
+    assert [row["question"] for row in listed] == [row["question"] for row in probes]
+    made = _json(run("probes", "make", "--limit", "1", "--output", "made.jsonl", "--json"))
+    assert made["tried"] == made["kept"] + sum(made["refused"].values()) == 1
+
+    run("remove", run("list", "--quiet").stdout.split()[0], "--yes")
+    audit = _json(run("audit", "--mode", "hybrid", "--sample", "2", "--json"))
+    assert set(audit) >= {
+        "matrix", "matrix_f1", "batches", "average", "bwt", "locality", "contradictions", "residue"
+    }  # fmt: skip
+    assert (audit["batch_id"], audit["batches"], audit["n"]) == (2, [1], 2)
+    text = run("audit", "--batches", "1,5-7").stdout
+    assert text.startswith("Audit 3 after edit batch 2: 3 probes")
+    assert "after batch\tEM of 1\n" in text
+    run("audit", "--batches", "first", status=2)
+    assert "no audit was cut short" in run("audit", "--resume", status=1).stderr
+
+    files = _json(run("report", "--output", "report.html", "--json"))["files"]
+    assert files == ["report.html", "report.json", "report.csv", "report.md"]
+    assert [mode["mode"] for mode in json.loads(Path("report.json").read_text("utf-8"))["modes"]] == [
+        "experts", "hybrid"
+    ]  # fmt: skip
+
+
 def test_the_benches_report_numbers(run: Run) -> None:
     rows = [{"question": f"Where is {fact['title']}?", "answers": [fact["title"]], "passage": fact} for fact in FACTS]
     Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

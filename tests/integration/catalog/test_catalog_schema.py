@@ -70,7 +70,7 @@ def test_check_names_what_differs(catalog: Catalog) -> None:
 def test_a_migration_that_fails_leaves_the_database_as_it_was(new_url: Callable[[], str]) -> None:
     url = new_url()
     with Catalog.open(url) as catalog:
-        for table in ("fingerprints", "purges", "placements", "edit_batches"):
+        for table in ("audit_answers", "audits", "probes", "fingerprints", "purges", "placements", "edit_batches"):
             execute(catalog, f"DROP TABLE {table}")
         execute(catalog, "DELETE FROM alembic_version")
     with pytest.raises(CatalogError, match="already exists"):

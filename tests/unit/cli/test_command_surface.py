@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from knowstore.cli.app import app
 
 COMMANDS = {
-    "ask", "batches", "bench ask", "bench controls", "db check", "db current", "db upgrade", "doctor", "export",
-    "import", "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show", "stats",
-    "train hypernetwork", "train reranker", "verify", "reexpert",
+    "ask", "audit", "batches", "bench answers", "bench ask", "bench controls", "bench edits", "bench locality",
+    "bench rerank", "db check", "db current", "db upgrade", "doctor", "export", "import", "ingest", "list",
+    "models list", "models pull", "probes add", "probes list", "probes make", "reexpert", "remove", "replace",
+    "report", "rollback", "show", "stats", "train hypernetwork", "train reader", "train reranker", "verify",
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "rich", "numpy")
 

@@ -1,0 +1,22 @@
+"""Audits: what the store still knows of every edit batch, asked again and again, and their report."""
+
+from knowstore._drawing import can_plot
+from knowstore.audits.making import MadeProbes, make_probes
+from knowstore.audits.probes import ProbesFile, ProbesReport, add_probes, read_probes
+from knowstore.audits.report import write_report
+from knowstore.audits.roles import Selection
+from knowstore.audits.run import run_audit, summary
+
+__all__ = [
+    "MadeProbes",
+    "ProbesFile",
+    "ProbesReport",
+    "Selection",
+    "add_probes",
+    "can_plot",
+    "make_probes",
+    "read_probes",
+    "run_audit",
+    "summary",
+    "write_report",
+]

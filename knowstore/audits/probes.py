@@ -1,0 +1,124 @@
+"""Probes files, and keeping probes with the edit batches whose facts they ask for."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
+
+from knowstore.errors import CatalogError, SourceError
+from knowstore.records import Probe, ProbeKind, SourceFailure
+from knowstore.store import KnowledgeStore
+
+
+@dataclass(frozen=True)
+class ProbesFile:
+    """What reading a probes file gave: probes with the places they stand at, and the rows that are none."""
+
+    rows: tuple[tuple[str, Probe], ...]
+    failures: tuple[SourceFailure, ...]
+
+
+@dataclass(frozen=True)
+class ProbesReport:
+    """How many probes were added, how many were there already, and which could not be kept, each with the reason."""
+
+    added: int
+    known: int
+    failures: tuple[SourceFailure, ...]
+
+
+def read_probes(path: Path) -> ProbesFile:
+    """Read rows `{question, answers, kind, passage_id?}` of a JSON Lines file, gzip-compressed or not.
+
+    A row that is no probe is reported as `file:line`, and reading goes on.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    rows: list[tuple[str, Probe]] = []
+    failures: list[SourceFailure] = []
+    for number, line in _lines(path):
+        place, found = f"{path}:{number}", _probe(line)
+        if isinstance(found, Probe):
+            rows.append((place, found))
+        else:
+            failures.append(SourceFailure(place, found))
+    return ProbesFile(tuple(rows), tuple(failures))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(
+            f"{path} cannot be read: {error}", kept="the store is as it was", fix="give a .jsonl or .jsonl.gz file"
+        ) from error
+
+
+def _probe(line: bytes) -> Probe | str:
+    """The probe of a line, or what is wrong with it."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # half characters included
+        return f"the row is no JSON in UTF-8: {error}"
+    if not isinstance(row, dict):
+        return "the row is no object"
+    question, answers, kind, passage_id = (row.get(name) for name in ("question", "answers", "kind", "passage_id"))
+    if not isinstance(question, str) or not question.strip():
+        return "the row has no question"
+    if kind not in get_args(ProbeKind):
+        return f"the row's kind is {kind!r}, not one of {', '.join(get_args(ProbeKind))}"
+    if not isinstance(answers, list) or not all(isinstance(one, str) and one.strip() for one in answers):
+        return "the row's answers are no list of texts"
+    if not answers and kind != "locality":
+        return "the row has no answers"
+    if not (passage_id is None or isinstance(passage_id, str)):
+        return "the row's passage_id is no text"
+    if "\0" in line.decode("utf-8-sig") + question + "".join(answers):
+        return "the row holds a NUL character"
+    return Probe(question, tuple(answers), cast(ProbeKind, kind), passage_id)
+
+
+def add_probes(
+    store: KnowledgeStore, rows: Sequence[tuple[str, Probe]], *, batch_id: int | None = None
+) -> ProbesReport:
+    """Keep probes for the audits to come.
+
+    A probe belongs to the batch since which its passage is live; without a live passage to `batch_id`, or to the
+    latest batch if None.
+
+    Args:
+        rows: probes with the places they stand at, as `read_probes` gives them.
+
+    Raises:
+        CatalogError: the store holds nothing yet.
+    """
+    catalog = store.catalog
+    latest = batch_id or catalog.head()
+    if not latest:
+        raise CatalogError(
+            "the store holds nothing that could be asked for", kept="the store is as it was",
+            fix="ingest something first: `knowstore ingest PATH --probes FILE`",
+        )  # fmt: skip
+    wanted = {probe.passage_id for _, probe in rows if probe.passage_id is not None}
+    stretches = {passage_id: (first, last) for passage_id, first, last in catalog.intervals(wanted)}
+    purged = catalog.purged(wanted)
+    kept, failures = [], []
+    for place, probe in rows:
+        if probe.passage_id is not None and (probe.passage_id not in stretches or probe.passage_id in purged):
+            reason = "was purged from it" if probe.passage_id in purged else "was never in it"
+            failures.append(SourceFailure(place, f"passage {probe.passage_id!r} is not in the store: it {reason}"))
+            continue
+        first, last = stretches.get(probe.passage_id or "", (latest, latest))
+        kept.append(replace(probe, batch_id=first if last is None else latest))
+    n_added = catalog.audits.add_probes(kept)
+    return ProbesReport(n_added, len(kept) - n_added, tuple(failures))

@@ -1,0 +1,240 @@
+"""What audits found: the forgetting matrix, and what became of other questions, contested facts and removed ones."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from knowstore.audits.roles import FACTS
+from knowstore.catalog import AuditLog, Score
+from knowstore.evaluation import (
+    ForgettingMatrix,
+    average_score,
+    backward_transfer,
+    bootstrap_interval,
+    exact_match,
+    forgetting_matrix,
+    forward_effect,
+    grouped_interval,
+    normalise,
+    paired_p_value,
+    token_f1,
+)
+from knowstore.records import Mode, Probe, ProbeAnswer
+
+Figures = dict[str, object]
+Untouched = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class History:
+    """Scores of all audits of a mode, by audited batch and probe, of the facts that still hold.
+
+    A probe whose passage was removed since, or that a newer one contests, is left out of every row: what is not to be
+    known any more is not forgotten.
+    """
+
+    rows: dict[int, dict[int, Score]]
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> History:
+        """From scores, oldest audit first; of several after one batch the latest counts."""
+        rows: dict[int, dict[int, Score]] = defaultdict(dict)
+        latest: dict[int, Score] = {}
+        for score in scores:
+            rows[score.after][score.probe_id] = latest[score.probe_id] = score
+        holds = {probe_id for probe_id, score in latest.items() if score.kind in FACTS and score.state == "current"}
+        facts = {
+            after: {probe_id: one for probe_id, one in row.items() if probe_id in holds and one.state == "current"}
+            for after, row in sorted(rows.items())
+        }
+        return cls({after: row for after, row in facts.items() if row})
+
+    def matrix(self, score: Callable[[Score], float]) -> ForgettingMatrix:
+        """`R[t, i]` of one score."""
+        return forgetting_matrix(
+            (after, one.batch_id, score(one)) for after, row in self.rows.items() for one in row.values()
+        )
+
+    def last_groups(self, score: Callable[[Score], float]) -> list[list[float]]:
+        """Scores of the last audit by batch."""
+        groups: dict[int, list[float]] = defaultdict(list)
+        for one in list(self.rows.values())[-1].values():
+            groups[one.batch_id].append(score(one))
+        return list(groups.values())
+
+    def changes(self, score: Callable[[Score], float]) -> list[list[float]]:
+        """By batch, for each probe that was asked before the last audit too: its last score minus its first."""
+        *earlier, last = self.rows.values()
+        groups: dict[int, list[float]] = defaultdict(list)
+        for probe_id, one in last.items():
+            first = next((row[probe_id] for row in earlier if probe_id in row), None)
+            if first is not None:
+                groups[one.batch_id].append(score(one) - score(first))
+        return list(groups.values())
+
+
+def summarise(log: AuditLog, mode: Mode, untouched: Untouched) -> Figures:
+    """All finished audits of a mode as one record of fractions with 95 % intervals.
+
+    Rows of `matrix` and `matrix_f1` are the audited batches `audited`, columns `batches`; null where nothing was
+    asked. Both hold the facts that still hold, see `History`. `same_probes` compares each probe's last score with its
+    first, where an audit asked only a part.
+    """
+    history = History.of(log.scores(mode))
+    em, f1 = history.matrix(_em), history.matrix(_f1)
+    answers, probes = _latest_answers(log, mode), {probe.id: probe for probe in log.probes()}
+    return {
+        "mode": mode,
+        "matrix": em.rows(),
+        "matrix_f1": f1.rows(),
+        "matrix_n": em.counts.tolist(),
+        "audited": list(em.after),
+        "batches": list(em.batches),
+        "average": _known(average_score(em)),
+        "average_ci": _interval(history.last_groups(_em)) if history.rows else None,
+        "average_f1": _known(average_score(f1)),
+        "average_f1_ci": _interval(history.last_groups(_f1)) if history.rows else None,
+        "bwt": _known(backward_transfer(em)),
+        "bwt_f1": _known(backward_transfer(f1)),
+        "same_probes": {"em": _change(history, _em), "f1": _change(history, _f1)} if history.rows else None,
+        "forward": _known(forward_effect(em)),
+        "forward_f1": _known(forward_effect(f1)),
+        **measure(answers, probes, untouched),
+    }
+
+
+def _latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
+    """The latest answer of each probe that was asked after the batch that was audited last."""
+    audits = [audit for audit in log.audits() if audit.mode == mode]
+    found: dict[int, ProbeAnswer] = {}
+    for audit in audits:
+        if audit.batch_id == audits[-1].batch_id:
+            found |= {answer.probe_id: answer for answer in log.answers(audit.id)}
+    return list(found.values())
+
+
+def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+    """Figures of one audit: `kinds`, `locality`, `contradictions`, `residue`."""
+    kinds = {
+        kind: _scores([one for one in answers if one.state == "current" and probes[one.probe_id].kind == kind])
+        for kind in FACTS
+    }
+    unrelated = [one for one in answers if probes[one.probe_id].kind == "locality"]
+    contested = [one for one in answers if one.state == "contested" and one.contested_by is not None]
+    both = [one for one in contested if one.rank is not None and one.contested_rank is not None]
+    gone = [one for one in answers if one.state == "gone"]
+    return {
+        "kinds": {kind: found for kind, found in kinds.items() if found["n"]},
+        "locality": _locality(unrelated, probes, untouched),
+        "contradictions": {
+            **_contradictions(contested, probes), "both_retrieved": _contradictions(both, probes)
+        },
+        "residue": _residue(gone, probes, untouched),
+    }  # fmt: skip
+
+
+def _scores(answers: Sequence[ProbeAnswer]) -> Figures:
+    return {
+        "n": len(answers),
+        **_rate("em", [one.em for one in answers]),
+        **_rate("f1", [one.f1 for one in answers]),
+        **_rate("retrieved", [float(one.rank is not None) for one in answers]),
+        **_rate("told", [float(one.is_told) for one in answers]),
+    }
+
+
+def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+    """How many unrelated questions are answered as the untouched model answers them."""
+    pairs = [(probes[one.probe_id], one, untouched.get(probes[one.probe_id].question)) for one in answers]
+    known = [(probe, one, text) for probe, one, text in pairs if text is not None]
+    checked = [(probe, one, text) for probe, one, text in known if probe.answers]
+    return {
+        "n": len(known),
+        **_rate("same", [float(normalise(one.text) == normalise(text)) for _, one, text in known]),
+        **_rate("mounted", [float(bool(one.experts)) for _, one, _ in known]),
+        **_rate("em", [one.em for _, one, _ in checked]),
+        **_rate("em_untouched", [exact_match(text, probe.answers) for probe, _, text in checked]),
+    }
+
+
+def newer_wins(answer: ProbeAnswer, newer: Probe) -> float:
+    """1.0 when a contested question is answered rather as the newer probe accepts, 0.0 as the older, else 0.5."""
+    difference = token_f1(answer.text, newer.answers) - answer.f1
+    return 0.5 if not difference else float(difference > 0)
+
+
+def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
+    """Which of two facts was told; `rate` is the newer's share of those where either was."""
+    rivals = [(one, probes[one.contested_by]) for one in answers if one.contested_by is not None]
+    outcomes = [newer_wins(one, rival) for one, rival in rivals]
+    decided = [outcome for outcome in outcomes if outcome != 0.5]
+    return {
+        "n": len(outcomes),
+        "newer": outcomes.count(1.0),
+        "older": outcomes.count(0.0),
+        "neither": outcomes.count(0.5),
+        "newer_exact": sum(exact_match(one.text, rival.answers) == 1.0 for one, rival in rivals),
+        "older_exact": sum(one.em == 1.0 for one, _ in rivals),
+        **_rate("rate", decided),
+    }
+
+
+def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+    """How many removed facts are still told: `answered` in all, `known` to the untouched model, `told` by a live
+    passage that was mounted, and `leaked`, which nothing explains."""
+    answered = [one for one in answers if one.em == 1.0]
+    known = {
+        one.probe_id
+        for one in answered
+        if exact_match(untouched.get(probes[one.probe_id].question, ""), probes[one.probe_id].answers)
+    }
+    told = {one.probe_id for one in answered if one.is_told} - known
+    leaked = {one.probe_id for one in answered} - known - told
+    return {
+        "n": len(answers),
+        "answered": len(answered),
+        "known": len(known),
+        "told": len(told),
+        "leaked": len(leaked),
+        "retrieved": sum(one.rank is not None for one in answers),
+        **_rate("rate", [float(one.probe_id in leaked) for one in answers]),
+    }
+
+
+def _change(history: History, score: Callable[[Score], float]) -> Figures:
+    groups = history.changes(score)
+    pooled = [change for group in groups for change in group]
+    means = [sum(group) / len(group) for group in groups]
+    return {
+        "n": len(pooled),
+        "change": sum(means) / len(means) if means else None,
+        "change_ci": _interval(groups),
+        "gained": sum(change > 0 for change in pooled),
+        "lost": sum(change < 0 for change in pooled),
+        "p": paired_p_value(pooled) if pooled else None,
+    }
+
+
+def _rate(name: str, scores: Sequence[float]) -> Figures:
+    if not scores:
+        return {name: None, f"{name}_ci": None}
+    return {name: sum(scores) / len(scores), f"{name}_ci": list(bootstrap_interval(scores))}
+
+
+def _interval(groups: Sequence[Sequence[float]]) -> list[float] | None:
+    return list(grouped_interval(groups)) if groups else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _em(score: Score) -> float:
+    return score.em
+
+
+def _f1(score: Score) -> float:
+    return score.f1

@@ -1,0 +1,236 @@
+"""A long life of a store: many edit batches with updates, removals and contradictions among them, and audits."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from knowstore._loaded import OnProgress
+from knowstore.audits import Selection, add_probes, run_audit, summary, write_report
+from knowstore.config import ModelConfig, SplitConfig
+from knowstore.errors import ConfigError
+from knowstore.evaluation import holds_answer, normalise
+from knowstore.records import Mode, Passage, Probe
+from knowstore.store import KnowledgeStore
+from knowstore.training import read_rows
+
+_WHOLE = SplitConfig(words=100_000)  # a row is a passage
+
+
+@dataclass(frozen=True)
+class EditsConfig:
+    """How many edit batches of how many passages, and which shares of them change what was there before.
+
+    `audit_every` batches there is an audit of `sample` probes of each batch and kind; the last audit, after the last
+    batch, asks `final_sample` of them, or all if None. 0 means that there is no other audit than the last.
+    """
+
+    n_batches: int = 40
+    n_passages: int = 250
+    updates: float = 0.10
+    removals: float = 0.05
+    contradictions: float = 0.05
+    n_questions: int = 1
+    audit_every: int = 0
+    sample: int | None = None
+    final_sample: int | None = None
+    mode: Mode = "experts"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = (self.updates, self.removals, self.contradictions)
+        if min(self.n_batches, self.n_passages, self.n_questions) < 1 or min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(
+                f"{self.n_batches} batches of {self.n_passages} passages with shares {shares} cannot be made",
+                kept="nothing was measured",
+                fix="use at least 1 of each, and shares that sum to at most 1",
+            )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A passage and the questions on it that are asked, each with its accepted answers."""
+
+    passage: Passage
+    questions: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def probes(self) -> list[Probe]:
+        """The questions as probes of the passage."""
+        passage_id = self.passage.passage_id
+        return [Probe(question, answers, "reliability", passage_id) for question, answers in self.questions]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edit batch: the sources as they are from then on, by name, and the probes that come with it."""
+
+    sources: dict[str, list[Passage]]
+    probes: list[Probe]
+
+
+Placed = tuple[str, Fact]
+
+
+def read_facts(paths: Sequence[Path], n_questions: int) -> list[Fact]:
+    """Passages of QA files, each once, with up to `n_questions` questions whose first answer stands in it."""
+    found: dict[str, tuple[Passage, list[tuple[str, tuple[str, ...]]]]] = {}
+    for path in paths:
+        for row in read_rows(path):
+            if not isinstance(row.get("passage"), dict) or not row.get("answers"):
+                continue
+            passage = Passage(row["passage"]["text"], row["passage"]["title"])
+            _, questions = found.setdefault(passage.passage_id, (passage, []))
+            if len(questions) < n_questions and row["answers"][0] in passage.text:
+                questions.append((row["question"], tuple(row["answers"])))
+    return [Fact(passage, tuple(questions)) for passage, questions in found.values() if questions]
+
+
+def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
+    """Edit batches of real passages in random order.
+
+    From the second batch on a share of the passages are updates (an older passage of which the first answer is
+    exchanged, in its place) and contradictions (the same, beside the older one), and a share of older passages is
+    removed. Answers are exchanged for ones of like form from other passages.
+
+    Raises:
+        ConfigError: too few passages for so many batches.
+    """
+    draw = random.Random(config.seed)
+    fresh = draw.sample(list(facts), len(facts))
+    pool = sorted({answers[0] for fact in facts for _, answers in fact.questions})
+    sources: dict[str, list[Fact]] = {}
+    for number in range(1, config.n_batches + 1):
+        old = [(name, fact) for name, some in sources.items() for fact in some]
+        draw.shuffle(old)
+        shares = (config.updates, config.contradictions, config.removals) if number > 1 else (0.0, 0.0, 0.0)
+        updated, contested, removed = (_take(old, round(share * config.n_passages)) for share in shares)
+        removed = _spare_last(removed, sources)
+        twins = [_twin(fact, pool, draw) for _, fact in contested]
+        n_new = config.n_passages - len(updated) - len(contested)
+        if len(fresh) < n_new:
+            raise ConfigError(
+                f"the files hold {len(facts)} passages with questions, too few for {config.n_batches} batches",
+                kept="nothing was measured",
+                fix="give more files, or use fewer batches or passages",
+            )
+        new, fresh = fresh[:n_new], fresh[n_new:]
+        name = f"batch-{number:03}.jsonl"
+        sources[name] = [*new, *twins]
+        probes = [probe for fact in sources[name] for probe in fact.probes()]
+        for place, fact in updated:
+            twin = _twin(fact, pool, draw)
+            sources[place][sources[place].index(fact)] = twin
+            probes += twin.probes()
+        for place, fact in removed:
+            sources[place].remove(fact)
+        touched = {name, *(place for place, _ in (*updated, *removed))}
+        yield Step({place: [fact.passage for fact in sources[place]] for place in sorted(touched)}, probes)
+
+
+def _take(old: list[Placed], n: int) -> list[Placed]:
+    """The last `n` of a shuffled list, off it."""
+    return [old.pop() for _ in range(min(n, len(old)))]
+
+
+def _spare_last(removed: list[Placed], sources: Mapping[str, Sequence[Fact]]) -> list[Placed]:
+    """Without those whose source would be empty without them, which no file of passages can be."""
+    counts = Counter(place for place, _ in removed)
+    return [(place, fact) for place, fact in removed if counts[place] < len(sources[place])]
+
+
+def _twin(fact: Fact, pool: Sequence[str], draw: random.Random) -> Fact:
+    """The same passage with another first answer; of its other questions those stay whose answer is still there."""
+    (question, (answer, *_)), *others = fact.questions
+    text = fact.passage.text
+    alike = [one for one in pool if _form(one) == _form(answer) and not holds_answer(text, [one])] or list(pool)
+    other = draw.choice(alike)
+    passage = replace(fact.passage, text=text.replace(answer, other))
+    kept = [(asked, answers) for asked, answers in others if answers[0] in passage.text]
+    return Fact(passage, ((question, (other,)), *kept))
+
+
+def _form(answer: str) -> tuple[bool, bool, bool]:
+    """What answers must share to stand in for each other: numbers, names, length."""
+    return any(letter.isdigit() for letter in answer), answer[:1].isupper(), len(normalise(answer).split()) > 2
+
+
+def run_edits(
+    data: Sequence[Path],
+    output: Path,
+    *,
+    config: EditsConfig | None = None,
+    unrelated: Sequence[Probe] = (),
+    models: ModelConfig | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, object]:
+    """Let a new store in `output` live through many edit batches, audit it, and write `edits.json` and a report.
+
+    Run again with the same arguments, it goes on where it was cut short.
+
+    Args:
+        data: QA files, see `read_facts`.
+        unrelated: locality probes, which come with the first batch.
+
+    Returns: `config`, `passages` that are live, `ingest_s` and `seconds` of this call, `audits` of {audit_id, batch_id,
+        n, seconds}, and what `summary` gives.
+    """
+    config = config or EditsConfig()
+    steps = list(make_steps(read_facts(data, config.n_questions), config))
+    (output / "sources").mkdir(parents=True, exist_ok=True)
+    started, ingest_s = time.perf_counter(), 0.0
+    with KnowledgeStore.open(output / "store", models=models, on_progress=on_progress) as store:
+        done = {batch.note: batch.id for batch in store.batches() if batch.state == "live"}
+        for number, step in enumerate(steps, 1):
+            note = f"edits {number} of {len(steps)}"
+            if note not in done:
+                began = time.perf_counter()
+                done[note] = _ingest(store, output / "sources", step, note)
+                ingest_s += time.perf_counter() - began
+            probes = [*step.probes, *(unrelated if number == 1 else ())]
+            add_probes(store, [(note, probe) for probe in probes], batch_id=done[note])
+            is_last = number == len(steps)
+            if is_last or (config.audit_every and number % config.audit_every == 0):
+                sample = config.final_sample if is_last else config.sample
+                _audit(store, config, sample, done[note], on_progress)
+            if on_progress is not None:
+                on_progress("edit batches", number, len(steps))
+        found = {"config": asdict(config), **_measured(store, config.mode), "ingest_s": ingest_s}
+        found["seconds"] = time.perf_counter() - started
+        (output / "edits.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        write_report(store, output / "report.html")
+    return found
+
+
+def _ingest(store: KnowledgeStore, folder: Path, step: Step, note: str) -> int:
+    for name, passages in step.sources.items():
+        rows = ({"title": one.title, "text": one.text} for one in passages)
+        (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    report = store.ingest([str(folder / name) for name in step.sources], split=_WHOLE, strict=True, note=note)
+    assert report.batch_id is not None
+    return report.batch_id
+
+
+def _audit(
+    store: KnowledgeStore, config: EditsConfig, sample: int | None, at: int, on_progress: OnProgress | None
+) -> None:
+    """The audit after batch `at`, or what is left of it; nothing when it was finished, or the store went on."""
+    log = store.catalog.audits
+    if any(one.batch_id == at and one.mode == config.mode for one in log.audits()) or store.catalog.head() != at:
+        return
+    is_cut_short = any(one.batch_id == at for one in log.audits(finished=False)[-1:])
+    selection = Selection(sample=sample, seed=config.seed)
+    run_audit(store, mode=config.mode, selection=selection, resume=is_cut_short, on_progress=on_progress)
+
+
+def _measured(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
+    log = store.catalog.audits
+    audits = [
+        {"audit_id": one.id, "batch_id": one.batch_id, "n": len(log.answers(one.id)), "seconds": one.seconds}
+        for one in log.audits()
+    ]
+    return {"passages": store.catalog.count_live(), "audits": audits, **summary(store, mode)}

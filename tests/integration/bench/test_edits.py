@@ -1,0 +1,93 @@
+"""A long life of edits on tiny models: the sequence is what its shares say, and a run that was cut short goes on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knowstore.bench import EditsConfig, run_edits
+from knowstore.bench.edits import Fact, make_steps, read_facts
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError
+from knowstore.records import Passage, Probe
+
+CONFIG = EditsConfig(n_batches=4, n_passages=10, updates=0.2, removals=0.1, contradictions=0.1, n_questions=2, seed=5)
+
+
+def facts(n: int) -> list[Fact]:
+    return [
+        Fact(
+            Passage(f"Town {number} has {number + 100} houses and lies at river {number * 7} Aa.", f"Town {number}"),
+            ((f"How many houses has town {number}?", (f"{number + 100} houses",)), (f"Where is {number}?", ("Town",))),
+        )
+        for number in range(n)
+    ]
+
+
+def test_batches_hold_the_shares_that_were_asked_for() -> None:
+    everything: dict[str, list[Passage]] = {}
+    for number, step in enumerate(make_steps(facts(40), CONFIG), 1):
+        before = [passage.passage_id for some in everything.values() for passage in some]
+        everything |= step.sources
+        after = [passage.passage_id for some in everything.values() for passage in some]
+        added, gone = Counter(after) - Counter(before), Counter(before) - Counter(after)
+        assert (sum(added.values()), sum(gone.values())) == ((10, 0) if number == 1 else (10, 3))
+        assert {probe.passage_id for probe in step.probes} == set(added)
+        assert len(step.sources[f"batch-{number:03}.jsonl"]) == (10 if number == 1 else 8)
+        texts = {passage.passage_id: passage.text for some in everything.values() for passage in some}
+        for probe in step.probes:
+            assert probe.answers[0] in texts[probe.passage_id or ""]
+    questions = Counter(probe.question for step in make_steps(facts(40), CONFIG) for probe in step.probes)
+    assert max(questions.values()) > 1
+
+
+def test_the_same_seed_makes_the_same_sequence_and_too_few_passages_are_refused() -> None:
+    assert list(make_steps(facts(40), CONFIG)) == list(make_steps(facts(40), CONFIG))
+    assert list(make_steps(facts(40), CONFIG)) != list(make_steps(facts(40), replace(CONFIG, seed=6)))
+    with pytest.raises(ConfigError, match="the files hold 20 passages"):
+        list(make_steps(facts(20), CONFIG))
+    with pytest.raises(ConfigError, match="cannot be made"):
+        EditsConfig(updates=0.7, contradictions=0.5)
+
+
+def test_a_run_that_was_cut_short_goes_on_and_ends_as_one_that_was_not(
+    tiny_models: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "qa.jsonl"
+    rows = [
+        {
+            "question": question,
+            "answers": list(answers),
+            "passage": {"title": one.passage.title, "text": one.passage.text},
+        }
+        for one in facts(20)
+        for question, answers in one.questions
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{"question": "?"}, *rows]), "utf-8")
+    assert len(read_facts([file], 1)) == 20
+    config = EditsConfig(3, 6, 0.2, 0.2, 0.2, audit_every=2, sample=2)
+    how: dict[str, Any] = {"config": config, "models": tiny_models, "unrelated": [Probe("Who?", ("me",), "locality")]}
+    whole: Any = run_edits([file], tmp_path / "whole", **how)
+    assert [audit["n"] for audit in whole["audits"]] == [5, 19]
+    assert len(whole["matrix"]) == 2
+    assert len(whole["batches"]) == 3
+    assert whole["locality"]["n"] == 1
+    assert (whole["residue"]["n"] > 0, whole["contradictions"]["n"] > 0) == (True, True)
+    assert {path.name for path in (tmp_path / "whole").iterdir()} >= {"edits.json", "report.html", "report.csv"}
+
+    import knowstore.bench.edits as edits
+
+    ingest = edits._ingest
+    monkeypatch.setattr(edits, "_ingest", lambda *arguments: ingest(*arguments) and 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_edits([file], tmp_path / "cut", **how)
+    monkeypatch.undo()
+    again: Any = run_edits([file], tmp_path / "cut", **how)
+    for name in ("matrix", "matrix_f1", "batches", "average", "residue", "contradictions", "passages"):
+        assert again[name] == whole[name]
