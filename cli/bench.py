@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ def controls(
     ] = None,
 ) -> None:
     """Score answers with no expert, the static one, another passage's and the right one; needs no store."""
-    from knowstore.bench import can_plot, plot_controls, run_controls
+    from knowstore.bench import plot_controls, run_controls
 
     session.kept = "nothing, for a measurement changes nothing"
     if output is not None:
@@ -45,15 +46,58 @@ def controls(
     )
     rows: list[dict[str, Any]] = found["rows"]
     if output is not None:
-        (output / "controls.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-        if can_plot():
-            plot_controls(rows, output / "controls.png")
-        else:
-            session.output.hint("for a picture: pip install 'knowstore[plots]'")
+        _keep(session, output / "controls", found, lambda path: plot_controls(rows, path))
     if session.output.is_plain and rows:
         session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
     else:
         session.output.result(found, "")
+
+
+@command(
+    bench, example="knowstore bench methods --edits counterfact_test.jsonl.gz --method rag --method lora --limit 30"
+)
+def methods(
+    session: Session,
+    data: Annotated[
+        list[Path], typer.Option(help="QA rows {question, answers, passage: {title, text}}; may be repeated.")
+    ] = [],  # noqa: B006 - typer's own way to say none
+    edits: Annotated[
+        list[Path], typer.Option(help="Edit sets {subject, prompt, target_new, ...}; may be repeated.")
+    ] = [],  # noqa: B006
+    method: Annotated[
+        list[str], typer.Option(help="base, rag, experts, found, lora, memit; may be repeated. All if not given.")
+    ] = [],  # noqa: B006
+    corpus: Annotated[
+        list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
+    ] = [],  # noqa: B006
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Teach all passages one after another before asking.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Passages or edits of each file.")] = 100,
+    seed: Annotated[int, typer.Option(help="Draws them.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for methods.json and, with the extra `plots`, methods.png.")
+    ] = None,
+) -> None:
+    """Compare ways to teach the frozen model: what they teach, what they harm, what they take; needs no store."""
+    from knowstore.bench import DEFAULT_METHODS, plot_methods, run_methods
+
+    if not data and not edits:
+        raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
+    session.kept = "nothing, for a measurement changes nothing"
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = run_methods(
+        [*data, *edits], corpus=corpus, models=session.model_config(), is_sequential=sequential, limit=limit, seed=seed,
+        methods=method or DEFAULT_METHODS, on_progress=session.output.progress,
+    )  # fmt: skip
+    if output is not None:
+        _keep(session, output / "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
+    if not session.output.is_plain:
+        session.output.result(found, "")
+        return
+    for rows in (found["rows"], found["costs"]):
+        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
 
 
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
@@ -110,6 +154,17 @@ def ask(
         session.output.note(f"{found['n']} questions; models were loaded in {found['load_s']:.1f} s")
     else:
         session.output.result(found, "")
+
+
+def _keep(session: Session, path: Path, found: dict[str, Any], draw: Callable[[Path], None]) -> None:
+    """Write what was measured beside its picture: `path` with the suffixes `.json` and `.png`."""
+    from knowstore.bench import can_plot
+
+    path.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if can_plot():
+        draw(path.with_suffix(".png"))
+    else:
+        session.output.hint("for a picture: pip install 'knowstore[plots]'")
 
 
 def _cell(value: object) -> object:

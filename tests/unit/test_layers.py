@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experts": BASE | {"experts", "encoders"},
     "training": BASE | {"training", "experts", "retrieval", "evaluation", "encoders"},
     "store": BASE | PARTS | {"store", "training", "encoders"},
-    "bench": BASE | PARTS | {"bench", "store", "training", "knowstore"},
+    "baselines": BASE | PARTS | {"baselines", "store", "training"},
+    "bench": BASE | PARTS | {"bench", "baselines", "store", "training", "knowstore"},
     "knowstore": BASE | PARTS | {"store", "training"},
 }
 HEAVY = {"torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "faiss"}

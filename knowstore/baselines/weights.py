@@ -1,0 +1,59 @@
+"""Changing weights of a frozen LLM for the time of a `with` block, and finding those that editors change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from knowstore.errors import MountError
+from knowstore.experts.llm import ffn
+
+
+@contextmanager
+def restoring(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever is written to the parameters inside, they end bit for bit as they were."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(parameters, before, strict=True):
+                parameter.copy_(values)
+
+
+def down_projection(model: PreTrainedModel, layer: int) -> nn.Linear:
+    """The last linear map of the FFN of the 0-based block `layer`: its input is the FFN's inner activation, its output
+    the FFN's.
+
+    Raises:
+        MountError: no such block, or an FFN that does not end in a linear map of the model's width.
+    """
+    width = int(model.get_input_embeddings().weight.shape[1])
+    _, last = ffn(model, layer)
+    found = [part for part in last.modules() if isinstance(part, nn.Linear) and part.out_features == width]
+    if not found:
+        raise MountError(
+            f"the FFN of block {layer} of {type(model).__name__} has no linear map to width {width}",
+            kept="the model is as it was",
+            fix="edit a model whose FFNs end in `torch.nn.Linear`, such as Llama's",
+        )
+    return found[-1]
+
+
+@contextmanager
+def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """For each module a list that takes its input at every call."""
+    seen: list[list[Tensor]] = [[] for _ in modules]
+    handles = [
+        module.register_forward_pre_hook(lambda _module, args, kept=kept: kept.append(args[0]))
+        for module, kept in zip(modules, seen, strict=True)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
