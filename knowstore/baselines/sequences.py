@@ -68,8 +68,9 @@ def logits_of(llm: FrozenLLM, sequences: Sequence[TokenRow]) -> tuple[Tensor, Te
     given = torch.tensor([one.n_given for one in sequences], device=llm.device)[:, None]
     length = torch.tensor([len(one.ids) for one in sequences], device=llm.device)[:, None]
     is_written = ((places >= given) & (places < length))[:, 1:]
-    logits = llm.model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return logits[is_written].float(), ids[:, 1:][is_written]
+    steps = is_written.any(0).nonzero()[:, 0]  # of these alone logits are computed
+    logits = llm.model(input_ids=ids, use_cache=False, logits_to_keep=steps).logits
+    return logits[is_written[:, steps]].float(), ids[:, 1:][is_written]
 
 
 def writing_loss(llm: FrozenLLM, sequences: Sequence[TokenRow]) -> Tensor:
