@@ -65,10 +65,16 @@ def methods(
         list[Path], typer.Option(help="Edit sets {subject, prompt, target_new, ...}; may be repeated.")
     ] = [],  # noqa: B006
     method: Annotated[
-        list[str], typer.Option(help="base, rag, experts, found, lora, memit; may be repeated. All if not given.")
+        list[str],
+        typer.Option(
+            help="base, rag, experts, found, lora, memit, mend or malmen; may be repeated. The first six if not given."
+        ),
     ] = [],  # noqa: B006
     corpus: Annotated[
         list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
+    ] = [],  # noqa: B006
+    train: Annotated[
+        list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
     ] = [],  # noqa: B006
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Teach all passages one after another before asking.")
@@ -88,8 +94,8 @@ def methods(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = run_methods(
-        [*data, *edits], corpus=corpus, models=session.model_config(), is_sequential=sequential, limit=limit, seed=seed,
-        methods=method or DEFAULT_METHODS, on_progress=session.output.progress,
+        [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
+        limit=limit, seed=seed, methods=method or DEFAULT_METHODS, on_progress=session.output.progress,
     )  # fmt: skip
     if output is not None:
         _keep(session, output / "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))

@@ -57,6 +57,12 @@ class EditRow:
     edits: tuple[Edit, ...]
     probes: tuple[Probe, ...]
 
+    @property
+    def questions(self) -> frozenset[str]:
+        """Everything that is asked or taught."""
+        taught = {fact.question for edit in self.edits for fact in edit.facts}
+        return frozenset(taught | {probe.question for probe in self.probes})
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -59,6 +59,7 @@ def run_methods(
     *,
     methods: Sequence[str] = DEFAULT_METHODS,
     corpus: Sequence[Path] = (),
+    train: Sequence[Path] = (),
     models: ModelConfig | None = None,
     is_sequential: bool = False,
     limit: int = 100,
@@ -73,6 +74,7 @@ def run_methods(
         data: edit sets, or questions on passages, as `load_edits` reads them.
         methods: names out of `baselines.METHODS`.
         corpus: passages `{title, text}`, for methods that need usual text.
+        train: edit sets for methods that train a network; rows that share a question with `data` are left out.
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
         is_sequential: teach everything before asking, in place of one row at a time.
         limit: rows of each file, drawn with `seed`.
@@ -93,10 +95,11 @@ def run_methods(
     if config.dtype == "auto":
         config = ModelConfig(**{**vars(config), "dtype": "float32"})
     loaded = LoadedModels(config, on_progress=on_progress)
-    resources = Resources(loaded, corpus, cache_dir=cache_dir or default_cache_dir())
-    names = list(dict.fromkeys(["base", *methods]))
-    chosen = [make_method(name, resources) for name in names]
-    sets = [(path.name, draw_edits(load_edits(path), limit, seed)) for path in data]
+    every = [(path.name, load_edits(path)) for path in data]
+    kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
+    resources = Resources(loaded, corpus, train, kept_out, cache_dir=cache_dir or default_cache_dir())
+    chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *methods])]
+    sets = [(name, draw_edits(rows, limit, seed)) for name, rows in every]
     _check_rows(sets)
     prepared = [_prepared(method, loaded, on_progress) for method in chosen]
     bench = _Bench(loaded, "sequential" if is_sequential else "single", seed, GenerationConfig(max_tokens=max_tokens))
