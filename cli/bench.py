@@ -93,9 +93,11 @@ def methods(
     session.kept = "nothing, for a measurement changes nothing"
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
+        session.kept = f"what was measured so far, in {output / 'methods.json'}"
     found: dict[str, Any] = run_methods(
         [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
         limit=limit, seed=seed, methods=method or DEFAULT_METHODS, on_progress=session.output.progress,
+        on_found=None if output is None else lambda some: _write(output / "methods.json", some),
     )  # fmt: skip
     if output is not None:
         _keep(session, output / "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
@@ -166,11 +168,15 @@ def _keep(session: Session, path: Path, found: dict[str, Any], draw: Callable[[P
     """Write what was measured beside its picture: `path` with the suffixes `.json` and `.png`."""
     from knowstore.bench import can_plot
 
-    path.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    _write(path.with_suffix(".json"), found)
     if can_plot():
         draw(path.with_suffix(".png"))
     else:
         session.output.hint("for a picture: pip install 'knowstore[plots]'")
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    file.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 def _cell(value: object) -> object:

@@ -31,7 +31,7 @@ class Resources:
     train: Sequence[Path] = ()
     kept_out: frozenset[str] = frozenset()
     n_texts: int = 2_000
-    n_tokens: int = 100_000
+    n_tokens: int = 20_000
     n_steps: int = 500
     cache_dir: Path | None = None
 

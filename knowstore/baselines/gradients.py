@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from knowstore.baselines.sequences import TokenRow, writing_loss
-from knowstore.baselines.weights import inputs_of
+from knowstore.baselines.weights import hooked, inputs_of
 from knowstore.experts import FrozenLLM
 
 
@@ -45,20 +46,12 @@ def _probed(maps: Sequence[nn.Linear]) -> Iterator[list[list[Tensor]]]:
     """Add zeros that take gradients to what each map puts out: their gradient is that of the output."""
     probes: list[list[Tensor]] = [[] for _ in maps]
 
-    def add(kept: list[Tensor], output: Tensor) -> Tensor:
-        probe = torch.zeros_like(output, requires_grad=True)
-        kept.append(probe)
-        return output + probe
+    def add(kept: list[Tensor], _args: Any, output: Tensor) -> Tensor:
+        kept.append(torch.zeros_like(output, requires_grad=True))
+        return output + kept[-1]
 
-    handles = [
-        one.register_forward_hook(lambda _map, _args, output, kept=kept: add(kept, output))
-        for one, kept in zip(maps, probes, strict=True)
-    ]
-    try:
+    with hooked(maps, [partial(add, kept) for kept in probes]):
         yield probes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -68,12 +61,5 @@ def changed_by(maps: Sequence[nn.Linear], changes: Sequence[Tensor]) -> Iterator
     def add(change: Tensor, args: Any, output: Tensor) -> Tensor:
         return output + linear(args[0], change.to(output.dtype))
 
-    handles = [
-        one.register_forward_hook(lambda _map, args, output, change=change: add(change, args, output))
-        for one, change in zip(maps, changes, strict=True)
-    ]
-    try:
+    with hooked(maps, [partial(add, change) for change in changes]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

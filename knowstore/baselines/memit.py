@@ -28,7 +28,7 @@ from knowstore._loaded import OnProgress
 from knowstore.baselines.edits import Edit, Edited, Fact
 from knowstore.baselines.sequences import TokenRow, essence_row, fact_sequence, logits_of, row_losses
 from knowstore.baselines.statistics import CorpusSample, key_moments
-from knowstore.baselines.weights import down_projection, inputs_of, restoring
+from knowstore.baselines.weights import down_projection, hooked, inputs_of, restoring
 from knowstore.errors import ConfigError
 from knowstore.experts import FrozenLLM
 from knowstore.experts.llm import blocks, pad_ids
@@ -158,11 +158,12 @@ class Memit:
 def outputs_at_subjects(llm: FrozenLLM, rows: Sequence[TokenRow], layer: int) -> Tensor:
     """(F, D): what the 0-based block puts out at the subject of each row."""
     seen: list[Tensor] = []
-    handle = blocks(llm.model)[layer].register_forward_hook(lambda _block, _args, out: seen.append(_states(out)))
-    try:
+
+    def take(_args: Any, output: Any) -> None:
+        seen.append(_states(output))
+
+    with hooked([blocks(llm.model)[layer]], [take]):
         _read(llm, rows)
-    finally:
-        handle.remove()
     return _at_subjects(seen[0], rows)
 
 
@@ -196,13 +197,10 @@ def _adding(
     """Add delta (F, D) of each row's owner to what the block puts out at the row's subject."""
     where = torch.arange(len(rows)), torch.tensor([row.subject for row in rows])
 
-    def add(_block: nn.Module, _args: Any, output: Any) -> Any:
+    def add(_args: Any, output: Any) -> Any:
         states = _states(output)
         changed = states.index_put(where, delta[list(owners)].to(states.dtype), accumulate=True)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = blocks(llm.model)[layer].register_forward_hook(add)
-    try:
+    with hooked([blocks(llm.model)[layer]], [add]):
         yield
-    finally:
-        handle.remove()

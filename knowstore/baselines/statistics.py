@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from knowstore._loaded import OnProgress
+from knowstore.baselines.cache import TensorCache
 from knowstore.baselines.weights import down_projection, inputs_of
 from knowstore.experts import FrozenLLM
 
@@ -32,7 +29,7 @@ class CorpusSample:
     """
 
     texts: Sequence[str]
-    n_tokens: int = 100_000
+    n_tokens: int = 20_000
     cache_dir: Path | None = None
     fingerprint: str = ""
 
@@ -41,17 +38,16 @@ def key_moments(
     llm: FrozenLLM, layers: Sequence[int], sample: CorpusSample, on_progress: OnProgress | None = None
 ) -> dict[int, Tensor]:
     """C (d, d) in float32 of the inputs k (d,) of the last linear map of the FFNs of some 0-based blocks."""
-    file = _cache_file(layers, sample)
-    if file is not None and file.is_file():
-        with suppress(OSError, SafetensorError, KeyError):  # a damaged file is made again
-            kept = load_file(file)
-            return {layer: kept[str(layer)].to(llm.device) for layer in layers}
+    cache = TensorCache.of(
+        sample.cache_dir,
+        "statistics",
+        [sample.fingerprint, sorted(layers), sample.n_tokens, _MAX_TOKENS, *sample.texts],
+    )
+    kept = cache.read()
+    if kept is not None:
+        return {layer: kept[str(layer)].to(llm.device) for layer in layers}
     found = _measure(llm, layers, sample, on_progress)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file({str(layer): moment.cpu().contiguous() for layer, moment in found.items()}, part)
-        part.replace(file)
+    cache.keep({str(layer): moment for layer, moment in found.items()})
     return found
 
 
@@ -77,12 +73,3 @@ def _measure(
         if n_seen >= sample.n_tokens:
             break
     return {layer: total / max(1, n_seen) for layer, total in zip(layers, sums, strict=True)}
-
-
-def _cache_file(layers: Sequence[int], sample: CorpusSample) -> Path | None:
-    if sample.cache_dir is None:
-        return None
-    digest = hashlib.sha256(f"{sample.fingerprint} {sorted(layers)} {sample.n_tokens} {_MAX_TOKENS}".encode())
-    for text in sample.texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return sample.cache_dir / "statistics" / f"{digest.hexdigest()[:32]}.safetensors"

@@ -9,22 +9,20 @@ linear map of the FFN of the top `n_layers` blocks is edited.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from torch.nn.utils import clip_grad_norm_
 
 from knowstore._loaded import OnProgress
+from knowstore.baselines.cache import TensorCache
 from knowstore.baselines.editor import EditorShape, GradientEditor, Rule
 from knowstore.baselines.edits import Edit, Edited, EditRow, Fact, Kind
 from knowstore.baselines.gradients import GradientFactors, changed_by, gradient_factors
@@ -87,9 +85,12 @@ class TrainedEditor:
             torch.manual_seed(self.settings.seed)
             shape = EditorShape(len(maps), maps[0].in_features, maps[0].out_features, self.settings.rank)
             editor = GradientEditor(shape).to(llm.device)
-        if not self._is_read(editor):
+        kept = self._cache().read()
+        if kept is None:
             self._train(llm, editor, maps, on_progress)
-            self._keep(editor)
+            self._cache().keep(editor.state_dict())
+        else:
+            editor.load_state_dict(kept)
         self._editor = editor.requires_grad_(False)
 
     @contextmanager
@@ -148,28 +149,9 @@ class TrainedEditor:
                 loss = loss + kl_div(after, usual, log_target=True, reduction="batchmean")
         return loss
 
-    def _cache_file(self) -> Path | None:
-        if self.data.cache_dir is None:
-            return None
+    def _cache(self) -> TensorCache:
         described = [self.name, self.data.fingerprint, self.settings, *(row.row_id for row in self.data.rows)]
-        digest = hashlib.sha256("\n".join(map(str, described)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        return self.data.cache_dir / "editors" / f"{self.name}-{digest}.safetensors"
-
-    def _is_read(self, editor: GradientEditor) -> bool:
-        file = self._cache_file()
-        if file is not None and file.is_file():
-            with suppress(OSError, SafetensorError, RuntimeError):  # a damaged file is made again
-                editor.load_state_dict(load_file(file))
-                return True
-        return False
-
-    def _keep(self, editor: GradientEditor) -> None:
-        file = self._cache_file()
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            save_file({name: tensor.detach().cpu() for name, tensor in editor.state_dict().items()}, part)
-            part.replace(file)
+        return TensorCache.of(self.data.cache_dir, "editors", described)
 
 
 def _taught(llm: FrozenLLM, rows: Sequence[EditRow]) -> list[TokenRow]:

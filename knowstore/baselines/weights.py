@@ -1,9 +1,11 @@
-"""Changing weights of a frozen LLM for the time of a `with` block, and finding those that editors change."""
+"""Changing weights of a frozen LLM for the time of a `with` block, finding those that editors change, and hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
 from knowstore.experts.llm import ffn
+
+Hook = Callable[[tuple[Any, ...], Any], Any]
 
 
 @contextmanager
@@ -45,15 +49,27 @@ def down_projection(model: PreTrainedModel, layer: int) -> nn.Linear:
 
 
 @contextmanager
-def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """For each module a list that takes its input at every call."""
-    seen: list[list[Tensor]] = [[] for _ in modules]
+def hooked(modules: Sequence[nn.Module], functions: Sequence[Hook]) -> Iterator[None]:
+    """At every call of each module its function is called with the inputs and the output; what it gives, unless None,
+    takes the output's place."""
     handles = [
-        module.register_forward_pre_hook(lambda _module, args, kept=kept: kept.append(args[0]))
-        for module, kept in zip(modules, seen, strict=True)
+        module.register_forward_hook(lambda _module, args, output, function=function: function(args, output))
+        for module, function in zip(modules, functions, strict=True)
     ]
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """For each module a list that takes its input at every call."""
+    seen: list[list[Tensor]] = [[] for _ in modules]
+
+    def take(kept: list[Tensor], args: tuple[Any, ...], _output: Any) -> None:
+        kept.append(args[0])
+
+    with hooked(modules, [partial(take, kept) for kept in seen]):
+        yield seen

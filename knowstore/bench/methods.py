@@ -8,8 +8,8 @@ in the prompt. In the setting `single` each row's edits are taught to the untouc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,9 @@ from knowstore.models.files import default_cache_dir
 from knowstore.prompts import passages_prompt, question_prompt
 
 Setting = Literal["single", "sequential"]
+OnFound = Callable[[dict[str, object]], None]
 
 _BATCH = 16
-_WITHOUT_RAG = ("base",)
 DEFAULT_METHODS = ("base", "rag", "experts", "found", "lora", "memit")
 
 
@@ -67,6 +67,7 @@ def run_methods(
     max_tokens: int = 32,
     cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_found: OnFound | None = None,
 ) -> dict[str, object]:
     """Teach the edits of some files by each method and ask what their probes ask.
 
@@ -78,6 +79,7 @@ def run_methods(
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
         is_sequential: teach everything before asking, in place of one row at a time.
         limit: rows of each file, drawn with `seed`.
+        on_found: called with what was found so far each time that a method is done with a file.
         cache_dir: where prepared statistics are kept; None is the user's cache.
 
     Returns: `rows` of {data, method, setting, kind, n, em, em_ci, f1, f1_ci, unchanged, unchanged_ci}, scores from 0 to
@@ -93,7 +95,7 @@ def run_methods(
     started = time.perf_counter()
     config = models or ModelConfig()
     if config.dtype == "auto":
-        config = ModelConfig(**{**vars(config), "dtype": "float32"})
+        config = replace(config, dtype="float32")
     loaded = LoadedModels(config, on_progress=on_progress)
     every = [(path.name, load_edits(path)) for path in data]
     kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
@@ -103,12 +105,17 @@ def run_methods(
     _check_rows(sets)
     prepared = [_prepared(method, loaded, on_progress) for method in chosen]
     bench = _Bench(loaded, "sequential" if is_sequential else "single", seed, GenerationConfig(max_tokens=max_tokens))
+
+    def found() -> dict[str, object]:
+        seconds = time.perf_counter() - started
+        return {"rows": bench.rows, "costs": bench.costs, "answers": bench.answers, "seconds": seconds}
+
     for name, rows in sets:
         for step, (method, prepare_s) in enumerate(zip(chosen, prepared, strict=True)):
             bench.measure(name, rows, method, prepare_s, _Steps(name, len(rows), step, len(chosen), on_progress))
-    return {
-        "rows": bench.rows, "costs": bench.costs, "answers": bench.answers, "seconds": time.perf_counter() - started
-    }  # fmt: skip
+            if on_found is not None:
+                on_found(found())
+    return found()
 
 
 def _check_rows(sets: Sequence[tuple[str, Sequence[EditRow]]]) -> None:
@@ -232,8 +239,8 @@ class _Bench:
 
 
 def _ways(method: Method) -> tuple[bool, ...]:
-    """Without and with the passage in the prompt; `base` with it is `rag`."""
-    return (False,) if method.name in _WITHOUT_RAG else (True,) if method.name == "rag" else (False, True)
+    """Whether the passage is in the prompt, of each way to ask; `base` with it is `rag`."""
+    return {"base": (False,), "rag": (True,)}.get(method.name, (False, True))
 
 
 def _cases(rows: Sequence[EditRow], group: Sequence[int]) -> list[_Case]:

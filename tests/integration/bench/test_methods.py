@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from knowstore.bench import can_plot, plot_methods, run_methods
+from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
@@ -36,20 +37,17 @@ def edits(tmp_path: Path) -> Path:
     return _write(tmp_path / "edits.jsonl", rows)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    texts = ("Rome was founded in 753 BC.", "Lyon lies on the Rhône and the Saône; who founded it?")
-    return _write(tmp_path / "corpus.jsonl", [{"title": "", "text": text * 4} for text in texts])
-
-
 @pytest.mark.parametrize("is_sequential", [False, True])
 def test_every_method_answers_every_probe(
     tiny_models: ModelConfig, edits: Path, tmp_path: Path, is_sequential: bool
 ) -> None:
     methods = ["rag", "experts", "found"]
+    reached: list[int] = []
     found = run_methods(
-        [edits], methods=methods, models=tiny_models, is_sequential=is_sequential, max_tokens=2, cache_dir=tmp_path
-    )
+        [edits], methods=methods, models=tiny_models, is_sequential=is_sequential, max_tokens=2, cache_dir=tmp_path,
+        on_found=lambda some: reached.append(len(list(some["costs"]))),  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert reached == [1, 2, 3, 4]
     rows, costs, answers = found["rows"], found["costs"], found["answers"]
     assert isinstance(rows, list)
     assert isinstance(costs, list)
@@ -87,6 +85,23 @@ def test_the_command_writes_figures_and_answers(tiny_models: ModelConfig, edits:
     shown = json.loads(ran.stdout)
     assert {"rows", "costs", "answers", "seconds"} == set(shown)
     assert json.loads((out / "methods.json").read_text("utf-8"))["rows"] == shown["rows"]
+
+
+def test_what_is_evaluated_is_never_trained_on(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mend needs edits to train its network on"):
+        run_methods([edits], methods=["mend"], train=[edits], models=tiny_models, cache_dir=tmp_path)
+
+
+def test_the_peak_is_that_of_the_block_alone() -> None:
+    kept = []
+    with PeakMemory("cpu") as large:
+        kept.append(bytearray(b"x" * 200_000_000))
+        kept.clear()
+    with PeakMemory("cpu") as small:
+        pass
+    if large.bytes is None or small.bytes is None:
+        pytest.skip("the peak of resident memory cannot be reset here")
+    assert large.bytes - small.bytes > 150_000_000
 
 
 def test_the_command_wants_something_to_measure() -> None:
