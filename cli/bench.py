@@ -67,7 +67,7 @@ def methods(
     method: Annotated[
         list[str],
         typer.Option(
-            help="base, rag, experts, found, lora, memit, mend or malmen; may be repeated. The first six if not given."
+            help="base, rag, experts, found, lora, memit, mend or malmen; may be repeated. All usable if not given."
         ),
     ] = [],  # noqa: B006
     corpus: Annotated[
@@ -86,7 +86,8 @@ def methods(
     ] = None,
 ) -> None:
     """Compare ways to teach the frozen model: what they teach, what they harm, what they take; needs no store."""
-    from knowstore.bench import DEFAULT_METHODS, plot_methods, run_methods
+    from knowstore.baselines import usable_methods
+    from knowstore.bench import plot_methods, run_methods
 
     if not data and not edits:
         raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
@@ -94,9 +95,12 @@ def methods(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         session.kept = f"what was measured so far, in {output / 'methods.json'}"
+    for name, lacks in usable_methods(corpus, train).items() if not method else ():
+        if lacks:
+            session.output.hint(f"{name} is left out, it needs {lacks}")
     found: dict[str, Any] = run_methods(
         [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
-        limit=limit, seed=seed, methods=method or DEFAULT_METHODS, on_progress=session.output.progress,
+        limit=limit, seed=seed, methods=method, on_progress=session.output.progress,
         on_found=None if output is None else lambda some: _write(output / "methods.json", some),
     )  # fmt: skip
     if output is not None:

@@ -1,6 +1,7 @@
-"""Other ways to teach a frozen LLM, behind one small interface, for comparison: LoRA, MEMIT, RAG; and edit sets."""
+"""Other ways to teach a frozen LLM, behind one small interface, for comparison: RAG, LoRA, MEMIT, MEND and MALMEN; and
+edit sets."""
 
-from knowstore.baselines.choice import METHODS, Resources, make_method
+from knowstore.baselines.choice import METHODS, Resources, make_method, usable_methods
 from knowstore.baselines.edits import Asked, Edit, Edited, EditRow, Fact, Method, Probe
 from knowstore.baselines.editsets import draw_edits, load_edits
 
@@ -17,4 +18,5 @@ __all__ = [
     "draw_edits",
     "load_edits",
     "make_method",
+    "usable_methods",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,14 @@ def make_method(name: str, resources: Resources) -> Method:
     if name not in METHODS:
         raise ConfigError(f"no method {name!r}", kept="nothing was measured", fix=f"use one of {', '.join(METHODS)}")
     return METHODS[name](resources)
+
+
+def usable_methods(corpus: Sequence[Path], train: Sequence[Path]) -> dict[str, str]:
+    """For each method what it lacks to be used with these files, empty for one that lacks nothing."""
+    lacks = {"memit": "" if corpus else "--corpus"}
+    lacks |= dict.fromkeys(("mend", "malmen"), "" if train else "--train")
+    lacks["lora"] = "" if find_spec("peft") is not None else "pip install 'knowstore[baselines]'"
+    return {name: lacks.get(name, "") for name in METHODS}
 
 
 def _lora(resources: Resources) -> Method:

@@ -28,7 +28,7 @@ from knowstore._loaded import OnProgress
 from knowstore.baselines.edits import Edit, Edited, Fact
 from knowstore.baselines.sequences import TokenRow, essence_row, fact_sequence, logits_of, row_losses
 from knowstore.baselines.statistics import CorpusSample, key_moments
-from knowstore.baselines.weights import down_projection, hooked, inputs_of, restoring
+from knowstore.baselines.weights import down_projection, hooked, inputs_of, restoring, run_through
 from knowstore.errors import ConfigError
 from knowstore.experts import FrozenLLM
 from knowstore.experts.llm import blocks, pad_ids
@@ -116,7 +116,7 @@ class Memit:
             n_left = sum(layer <= other <= top for other in projections)
             residuals = (z - outputs_at_subjects(llm, bare, top)) / n_left  # (F, D)
             factor = update_factor(
-                _keys(llm, rows, projection).T,
+                _keys(llm, rows, layer).T,
                 self._moments[layer],
                 self.settings.weight_of_usual * projection.in_features,
             )
@@ -140,7 +140,7 @@ class Memit:
             optimizer.zero_grad()
             with _adding(llm, top, flat, delta, owners):
                 logits, right = logits_of(llm, flat)
-            losses = row_losses(logits[:-n_facts], right[:-n_facts], flat[: -n_facts or None])
+            losses = row_losses(logits[:-n_facts], right[:-n_facts], flat[:-n_facts])
             spoken = logits[-n_facts:].log_softmax(-1)
             usual = spoken.detach() if usual is None else usual
             kl = kl_div(spoken, usual, log_target=True, reduction="sum")
@@ -163,21 +163,16 @@ def outputs_at_subjects(llm: FrozenLLM, rows: Sequence[TokenRow], layer: int) ->
         seen.append(_states(output))
 
     with hooked([blocks(llm.model)[layer]], [take]):
-        _read(llm, rows)
+        run_through(llm, pad_ids([row.ids for row in rows]), layer)
     return _at_subjects(seen[0], rows)
 
 
-def _keys(llm: FrozenLLM, rows: Sequence[Sequence[TokenRow]], projection: nn.Linear) -> Tensor:
-    """(F, d): the input of a linear map at the subject of each fact, mean over the contexts."""
+def _keys(llm: FrozenLLM, rows: Sequence[Sequence[TokenRow]], layer: int) -> Tensor:
+    """(F, d): the input of the last linear map of a block's FFN at the subject of each fact, mean over the contexts."""
     flat = [row for some in rows for row in some]
-    with inputs_of([projection]) as seen:
-        _read(llm, flat)
+    with inputs_of([down_projection(llm.model, layer)]) as seen:
+        run_through(llm, pad_ids([row.ids for row in flat]), layer)
     return _at_subjects(seen[0][0], flat).reshape(len(rows), len(rows[0]), -1).mean(1).float()
-
-
-def _read(llm: FrozenLLM, rows: Sequence[TokenRow]) -> None:
-    with torch.no_grad():
-        llm.model.base_model(input_ids=pad_ids([row.ids for row in rows]).to(llm.device), use_cache=False)
 
 
 def _at_subjects(states: Tensor, rows: Sequence[TokenRow]) -> Tensor:

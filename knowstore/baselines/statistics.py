@@ -11,7 +11,7 @@ from torch import Tensor
 
 from knowstore._loaded import OnProgress
 from knowstore.baselines.cache import TensorCache
-from knowstore.baselines.weights import down_projection, inputs_of
+from knowstore.baselines.weights import down_projection, inputs_of, run_through
 from knowstore.experts import FrozenLLM
 
 _MAX_TOKENS = 256  # of a text
@@ -59,11 +59,8 @@ def _measure(
     n_seen = 0
     for text in sample.texts:
         ids = torch.tensor([llm.prompt_ids(text)[:_MAX_TOKENS]], device=llm.device)
-        with torch.no_grad(), inputs_of(projections) as seen:
-            if max(layers) + 1 < llm.n_layers:
-                llm.states(ids, max(layers) + 1)
-            else:
-                llm.model.base_model(input_ids=ids, use_cache=False)
+        with inputs_of(projections) as seen:
+            run_through(llm, ids, max(layers))
         for total, [keys] in zip(sums, seen, strict=True):
             flat = keys.reshape(-1, keys.shape[-1]).float()  # (T, d)
             total += flat.T @ flat

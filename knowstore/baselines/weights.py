@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
+from knowstore.experts import FrozenLLM
 from knowstore.experts.llm import ffn
 
 Hook = Callable[[tuple[Any, ...], Any], Any]
@@ -46,6 +47,15 @@ def down_projection(model: PreTrainedModel, layer: int) -> nn.Linear:
             fix="edit a model whose FFNs end in `torch.nn.Linear`, such as Llama's",
         )
     return found[-1]
+
+
+def run_through(llm: FrozenLLM, ids: Tensor, layer: int) -> None:
+    """Run right-padded token ids (B, T) through the blocks up to the 0-based `layer`, without gradients."""
+    with torch.no_grad():
+        if layer + 1 < llm.n_layers:
+            llm.states(ids, layer + 1)
+        else:
+            llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False)
 
 
 @contextmanager

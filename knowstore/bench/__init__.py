@@ -3,12 +3,11 @@ questions take; and their pictures."""
 
 from knowstore.bench.controls import run_controls
 from knowstore.bench.latency import run_ask
-from knowstore.bench.methods import DEFAULT_METHODS, run_methods
+from knowstore.bench.methods import run_methods
 from knowstore.bench.plots import can_plot, plot_controls, plot_methods, plot_training
 from knowstore.bench.reranking import run_rerank
 
 __all__ = [
-    "DEFAULT_METHODS",
     "can_plot",
     "plot_controls",
     "plot_methods",

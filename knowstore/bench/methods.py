@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.baselines import Asked, Edited, EditRow, Method, Probe, Resources, draw_edits, load_edits, make_method
+from knowstore.baselines import (
+    Asked,
+    Edited,
+    EditRow,
+    Method,
+    Probe,
+    Resources,
+    draw_edits,
+    load_edits,
+    make_method,
+    usable_methods,
+)
 from knowstore.bench.memory import PeakMemory
 from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
@@ -26,7 +37,6 @@ Setting = Literal["single", "sequential"]
 OnFound = Callable[[dict[str, object]], None]
 
 _BATCH = 16
-DEFAULT_METHODS = ("base", "rag", "experts", "found", "lora", "memit")
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class _Cost:
 def run_methods(
     data: Sequence[Path],
     *,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] = (),
     corpus: Sequence[Path] = (),
     train: Sequence[Path] = (),
     models: ModelConfig | None = None,
@@ -73,7 +83,7 @@ def run_methods(
 
     Args:
         data: edit sets, or questions on passages, as `load_edits` reads them.
-        methods: names out of `baselines.METHODS`.
+        methods: names out of `baselines.METHODS`; when empty, all that lack nothing (`baselines.usable_methods`).
         corpus: passages `{title, text}`, for methods that need usual text.
         train: edit sets for methods that train a network; rows that share a question with `data` are left out.
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
@@ -100,7 +110,8 @@ def run_methods(
     every = [(path.name, load_edits(path)) for path in data]
     kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
     resources = Resources(loaded, corpus, train, kept_out, cache_dir=cache_dir or default_cache_dir())
-    chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *methods])]
+    usable = [name for name, lacks in usable_methods(corpus, train).items() if not lacks]
+    chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *(methods or usable)])]
     sets = [(name, draw_edits(rows, limit, seed)) for name, rows in every]
     _check_rows(sets)
     prepared = [_prepared(method, loaded, on_progress) for method in chosen]

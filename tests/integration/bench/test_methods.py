@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from knowstore.baselines import usable_methods
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
@@ -102,6 +103,12 @@ def test_the_peak_is_that_of_the_block_alone() -> None:
     if large.bytes is None or small.bytes is None:
         pytest.skip("the peak of resident memory cannot be reset here")
     assert large.bytes - small.bytes > 150_000_000
+
+
+def test_methods_that_lack_something_are_named_with_what_they_lack(tmp_path: Path) -> None:
+    lacks = usable_methods([], [])
+    assert [name for name, lack in lacks.items() if lack.startswith("--")] == ["memit", "mend", "malmen"]
+    assert not any(lack.startswith("--") for lack in usable_methods([tmp_path], [tmp_path]).values())
 
 
 def test_the_command_wants_something_to_measure() -> None:
