@@ -50,6 +50,65 @@ def controls(
     _finish(session, found, output, "controls", plot_controls)
 
 
+@command(
+    bench, example="knowstore bench methods --edits counterfact_test.jsonl.gz --method rag --method lora --limit 30"
+)
+def methods(
+    session: Session,
+    data: Annotated[
+        list[Path], typer.Option(help="QA rows {question, answers, passage: {title, text}}; may be repeated.")
+    ] = [],  # noqa: B006 - typer's own way to say none
+    edits: Annotated[
+        list[Path], typer.Option(help="Edit sets {subject, prompt, target_new, ...}; may be repeated.")
+    ] = [],  # noqa: B006
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="base, rag, experts, found, lora, memit, mend or malmen; may be repeated. All usable if not given."
+        ),
+    ] = [],  # noqa: B006
+    corpus: Annotated[
+        list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
+    ] = [],  # noqa: B006
+    train: Annotated[
+        list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
+    ] = [],  # noqa: B006
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Teach all passages one after another before asking.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Passages or edits of each file.")] = 100,
+    seed: Annotated[int, typer.Option(help="Draws them.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for methods.json and, with the extra `plots`, methods.png.")
+    ] = None,
+) -> None:
+    """Compare ways to teach the frozen model: what they teach, what they harm, what they take; needs no store."""
+    from knowstore.baselines import usable_methods
+    from knowstore.bench import plot_methods, run_methods
+
+    if not data and not edits:
+        raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
+    session.kept = "nothing, for a measurement changes nothing"
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        session.kept = f"what was measured so far, in {output / 'methods.json'}"
+    for name, lacks in usable_methods(corpus, train).items() if not method else ():
+        if lacks:
+            session.output.hint(f"{name} is left out, it needs {lacks}")
+    found: dict[str, Any] = run_methods(
+        [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
+        limit=limit, seed=seed, methods=method, on_progress=session.output.progress,
+        on_found=None if output is None else lambda some: _write(output / "methods.json", some),
+    )  # fmt: skip
+    if output is not None:
+        _keep(session, output / "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
+    if not session.output.is_plain:
+        session.output.result(found, "")
+        return
+    for rows in (found["rows"], found["costs"]):
+        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+
+
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
 def rerank(
     session: Session,
@@ -205,20 +264,29 @@ def _finish(
     plot: Callable[[list[dict[str, Any]], Path], None] | None = None,
 ) -> None:
     """Show the rows that were found; in the folder `output` they are kept as JSON, and drawn where that can be done."""
-    from knowstore.bench import can_plot
-
     rows: list[dict[str, Any]] = found["rows"]
     if output is not None and plot is not None:
         output.mkdir(parents=True, exist_ok=True)
-        (output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-        if can_plot():
-            plot(rows, output / f"{name}.png")
-        else:
-            session.output.hint("for a picture: pip install 'knowstore[plots]'")
+        _keep(session, output / name, found, lambda path: plot(rows, path))
     if session.output.is_plain and rows:
         session.output.table([{column: _cell(value) for column, value in row.items()} for row in rows], list(rows[0]))
     else:
         session.output.result(found, "")
+
+
+def _keep(session: Session, path: Path, found: dict[str, Any], draw: Callable[[Path], None]) -> None:
+    """Write what was measured beside its picture: `path` with the suffixes `.json` and `.png`."""
+    from knowstore.bench import can_plot
+
+    _write(path.with_suffix(".json"), found)
+    if can_plot():
+        draw(path.with_suffix(".png"))
+    else:
+        session.output.hint("for a picture: pip install 'knowstore[plots]'")
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    file.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 def _cell(value: object) -> object:

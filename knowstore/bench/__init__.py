@@ -1,4 +1,5 @@
-"""Measurements that report numbers: what experts carry, what a long life of edits does, how long questions take."""
+"""Measurements that report numbers: what experts carry, beside other methods and over a long life of edits, and how
+long questions take."""
 
 from knowstore._drawing import can_plot
 from knowstore.bench.answers import run_answers
@@ -6,7 +7,8 @@ from knowstore.bench.controls import run_controls
 from knowstore.bench.edits import EditsConfig, run_edits
 from knowstore.bench.latency import run_ask
 from knowstore.bench.locality import run_locality
-from knowstore.bench.plots import plot_answers, plot_controls, plot_training
+from knowstore.bench.methods import run_methods
+from knowstore.bench.plots import plot_answers, plot_controls, plot_methods, plot_training
 from knowstore.bench.reranking import run_rerank
 
 __all__ = [
@@ -14,11 +16,13 @@ __all__ = [
     "can_plot",
     "plot_answers",
     "plot_controls",
+    "plot_methods",
     "plot_training",
     "run_answers",
     "run_ask",
     "run_controls",
     "run_edits",
     "run_locality",
+    "run_methods",
     "run_rerank",
 ]

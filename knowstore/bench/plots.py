@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knowstore._drawing import new_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
+_KIND_COLOURS = {
+    "efficacy": "#2f6f9f",
+    "paraphrase": "#6aa7cf",
+    "unseen": "#c6a15b",
+    "portability": "#8a6fb0",
+    "neighbourhood": "#9aa5b1",
+}
 _SMOOTHED = 20  # steps
 _MEASURED = {
     "gold": "nats with the passage's expert",
@@ -81,6 +91,66 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path)
+
+
+def plot_methods(rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_methods` found: for each file exact answers by method and kind of probe (of the neighbourhood, the
+    share of unchanged answers) with 95 % intervals, and beside it what teaching a passage takes and keeps.
+
+    Args:
+        rows, costs: as `run_methods` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    files = list(dict.fromkeys(str(row["data"]) for row in rows))
+    n = max(sum(row["data"] == name for row in rows) for name in files)
+    figure = new_figure(12.0, len(files) * (1.6 + 0.22 * n))
+    axes = figure.subplots(len(files), 3, squeeze=False, width_ratios=(4, 1.4, 1.4))
+    for (scores, seconds, kept), name in zip(axes, files, strict=True):
+        _draw_scores(scores, [row for row in rows if row["data"] == name])
+        some = [cost for cost in costs if cost["data"] == name]
+        scores.set_title(f"{name}: {some[0]['passages']} passages, {some[0]['setting']}", fontsize=10)
+        _draw_costs(seconds, some, "injection_s_per_passage", "seconds to teach a passage")
+        _draw_costs(kept, some, "kept_bytes_per_passage", "bytes kept for a passage")
+    figure.savefig(path)
+
+
+def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A group of bars for each method, one for each kind of probe."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    kinds = [kind for kind in _KIND_COLOURS if any(row["kind"] == kind for row in rows)]
+    height = 0.8 / len(kinds)
+    for position, kind in enumerate(kinds):
+        some = [row for row in rows if row["kind"] == kind]
+        score = "unchanged" if kind == "neighbourhood" else "em"
+        values = [100 * row[score] for row in some]
+        bounds = [[100 * abs(row[f"{score}_ci"][side] - row[score]) for row in some] for side in (0, 1)]
+        places = [methods.index(row["method"]) + height * (position - (len(kinds) - 1) / 2) for row in some]
+        label = f"{kind}, unchanged" if score == "unchanged" else f"{kind}, exact"
+        axes.barh(
+            places, values, height, xerr=bounds, color=_KIND_COLOURS[kind], label=label,
+            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )  # fmt: skip
+    axes.set_yticks(range(len(methods)), methods)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of answers, with 95 % intervals")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=len(kinds), frameon=False)
+
+
+def _draw_costs(axes: Axes, costs: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
+    """A bar for each method on a logarithmic scale, with its number."""
+    some = [cost for cost in costs if cost[name]]
+    axes.barh(range(len(some)), [cost[name] for cost in some], color=_COLOURS["none"])
+    axes.set_yticks(range(len(some)), [cost["method"] for cost in some], fontsize=8)
+    axes.invert_yaxis()
+    if some:
+        axes.set_xscale("log")
+    for place, cost in enumerate(some):
+        axes.text(cost[name], place, f" {cost[name]:,.3g}", va="center", ha="right", fontsize=7)
+    axes.set_xlabel(label, fontsize=8)
 
 
 def plot_training(log: Path, path: Path) -> None:

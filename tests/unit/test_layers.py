@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BASE | {"training", "experts", "retrieval", "evaluation", "encoders"},
     "store": BASE | PARTS | {"store", "training", "encoders"},
     "audits": BASE | PARTS | {"audits", "store"},
-    "bench": BASE | PARTS | {"bench", "audits", "store", "training", "knowstore"},
+    "baselines": BASE | PARTS | {"baselines", "store", "training"},
+    "bench": BASE | PARTS | {"bench", "audits", "baselines", "store", "training", "knowstore"},
     "knowstore": BASE | PARTS | {"store", "training"},
 }
 HEAVY = {"torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "faiss"}

@@ -16,7 +16,8 @@ from knowstore.cli.app import app
 
 COMMANDS = {
     "ask", "audit", "batches", "bench answers", "bench ask", "bench controls", "bench edits", "bench locality",
-    "bench rerank", "db check", "db current", "db upgrade", "doctor", "export", "import", "ingest", "list",
+    "bench methods", "bench rerank", "db check", "db current", "db upgrade", "doctor", "export", "import", "ingest",
+    "list",
     "models list", "models pull", "probes add", "probes list", "probes make", "reexpert", "remove", "replace",
     "report", "rollback", "show", "stats", "train hypernetwork", "train reader", "train reranker", "verify",
 }  # fmt: skip

@@ -1,0 +1,22 @@
+"""Other ways to teach a frozen LLM, behind one small interface, for comparison: RAG, LoRA, MEMIT, MEND and MALMEN; and
+edit sets."""
+
+from knowstore.baselines.choice import METHODS, Resources, make_method, usable_methods
+from knowstore.baselines.edits import Asked, Edit, Edited, EditRow, Fact, Method, Probe
+from knowstore.baselines.editsets import draw_edits, load_edits
+
+__all__ = [
+    "METHODS",
+    "Asked",
+    "Edit",
+    "EditRow",
+    "Edited",
+    "Fact",
+    "Method",
+    "Probe",
+    "Resources",
+    "draw_edits",
+    "load_edits",
+    "make_method",
+    "usable_methods",
+]

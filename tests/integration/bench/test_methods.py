@@ -1,0 +1,115 @@
+"""Methods side by side on tiny models: every method answers everything, and the LLM is left as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from knowstore.baselines import usable_methods
+from knowstore.bench import can_plot, plot_methods, run_methods
+from knowstore.bench.memory import PeakMemory
+from knowstore.cli.app import app
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError
+
+
+def _write(file: Path, rows: list[dict[str, object]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+@pytest.fixture
+def edits(tmp_path: Path) -> Path:
+    rows: list[dict[str, object]] = [
+        {
+            "id": name,
+            "subject": name,
+            "prompt": f"{name} lies in",
+            "target_new": f"place {number}",
+            "target_old": "Italy",
+            "paraphrases": [f"One finds {name} in"],
+            "neighbourhood": [{"prompt": "Ostia lies in", "target": "Italy"}],
+        }
+        for number, name in enumerate(("Rome", "Lyon"))
+    ]
+    return _write(tmp_path / "edits.jsonl", rows)
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_every_method_answers_every_probe(
+    tiny_models: ModelConfig, edits: Path, tmp_path: Path, is_sequential: bool
+) -> None:
+    methods = ["rag", "experts", "found"]
+    reached: list[int] = []
+    found = run_methods(
+        [edits], methods=methods, models=tiny_models, is_sequential=is_sequential, max_tokens=2, cache_dir=tmp_path,
+        on_found=lambda some: reached.append(len(list(some["costs"]))),  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert reached == [1, 2, 3, 4]
+    rows, costs, answers = found["rows"], found["costs"], found["answers"]
+    assert isinstance(rows, list)
+    assert isinstance(costs, list)
+    assert isinstance(answers, list)
+    shown = ["base", "rag", "tokens", "tokens + rag", "tokens, found", "tokens, found + rag"]
+    kinds = ["efficacy", "paraphrase", "neighbourhood"]
+    assert [(row["method"], row["kind"]) for row in rows] == [(method, kind) for method in shown for kind in kinds]
+    assert all(row["unchanged"] == 1.0 for row in rows if row["method"] == "base")
+    assert len(answers) == len(shown) * 6
+    assert [cost["method"] for cost in costs] == ["base", "rag", "tokens", "tokens, found"]
+    assert costs[2]["kept_bytes_per_passage"] > 0
+    if not can_plot():
+        pytest.skip("extra `plots` is not installed")
+    plot_methods(rows, costs, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MEMIT needs a corpus"):
+        run_methods([edits], methods=["memit"], models=tiny_models, cache_dir=tmp_path)
+
+
+def test_a_method_that_is_not_there_is_named(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no method 'magic'"):
+        run_methods([edits], methods=["magic"], models=tiny_models, cache_dir=tmp_path)
+
+
+def test_the_command_writes_figures_and_answers(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
+    options = [f"--{role}={getattr(tiny_models, role)}" for role in ("llm", "retriever", "reranker", "hypernetwork")]
+    out = tmp_path / "out"
+    ran = CliRunner().invoke(
+        app, [*options, "bench", "methods", "--edits", str(edits), "--method", "rag", "--output", str(out), "--json"]
+    )
+    assert ran.exit_code == 0, ran.output
+    shown = json.loads(ran.stdout)
+    assert {"rows", "costs", "answers", "seconds"} == set(shown)
+    assert json.loads((out / "methods.json").read_text("utf-8"))["rows"] == shown["rows"]
+
+
+def test_what_is_evaluated_is_never_trained_on(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mend needs edits to train its network on"):
+        run_methods([edits], methods=["mend"], train=[edits], models=tiny_models, cache_dir=tmp_path)
+
+
+def test_the_peak_is_that_of_the_block_alone() -> None:
+    kept = []
+    with PeakMemory("cpu") as large:
+        kept.append(bytearray(b"x" * 200_000_000))
+        kept.clear()
+    with PeakMemory("cpu") as small:
+        pass
+    if large.bytes is None or small.bytes is None:
+        pytest.skip("the peak of resident memory cannot be reset here")
+    assert large.bytes - small.bytes > 150_000_000
+
+
+def test_methods_that_lack_something_are_named_with_what_they_lack(tmp_path: Path) -> None:
+    lacks = usable_methods([], [])
+    assert [name for name, lack in lacks.items() if lack.startswith("--")] == ["memit", "mend", "malmen"]
+    assert not any(lack.startswith("--") for lack in usable_methods([tmp_path], [tmp_path]).values())
+
+
+def test_the_command_wants_something_to_measure() -> None:
+    assert CliRunner().invoke(app, ["bench", "methods"]).exit_code == 2
