@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from knowstore._loaded import OnProgress
-from knowstore.audits import Selection, add_probes, run_audit, summary, write_report
+from knowstore.audits import Selection, add_probes, run_audit, summarise, write_report
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import holds_answer, normalise
@@ -177,7 +177,7 @@ def run_edits(
         unrelated: locality probes, which come with the first batch.
 
     Returns: `config`, `passages` that are live, `ingest_s` and `seconds` of this call, `audits` of {audit_id, batch_id,
-        n, seconds}, and what `summary` gives.
+        n, seconds}, and what `summarise` gives.
     """
     config = config or EditsConfig()
     steps = list(make_steps(read_facts(data, config.n_questions), config))
@@ -233,4 +233,4 @@ def _measured(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
         {"audit_id": one.id, "batch_id": one.batch_id, "n": len(log.answers(one.id)), "seconds": one.seconds}
         for one in log.audits()
     ]
-    return {"passages": store.catalog.count_live(), "audits": audits, **summary(store, mode)}
+    return {"passages": store.catalog.count_live(), "audits": audits, **summarise(log, mode)}
