@@ -191,6 +191,9 @@ def edits(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the store, edits.json and the report.")],
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Passages {title, text} that fill the batches where questions lack.")
+    ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Edit batches.")] = 40,
     passages: Annotated[int, typer.Option(min=1, help="Passages of each.")] = 250,
     updates: Annotated[float, typer.Option(help="Share of them that replace an older one.")] = 0.10,
@@ -221,7 +224,8 @@ def edits(
     )
     rows = islice(read_rows(unrelated), n_unrelated) if unrelated is not None else ()
     found = run_edits(
-        data, output, config=config, models=session.model_config(), on_progress=session.output.progress,
+        data, output, config=config, corpus=corpus or (), models=session.model_config(),
+        on_progress=session.output.progress,
         unrelated=[Probe(row["question"], tuple(row["answers"]), "locality") for row in rows],
     )  # fmt: skip
     session.output.result(found, f"{describe_all(found)}\n{output / 'report.html'}", [output / "report.html"])

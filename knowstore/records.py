@@ -232,7 +232,8 @@ class ProbeAnswer:
 
     `rank` is the place of the probe's own passage among those that were retrieved, from 1, `contested_rank` that of
     the contesting probe's, None when it was not. `is_told` says that a mounted passage holds an accepted answer.
-    `experts` are (passage_id, weight, batch_id) of what was mounted.
+    `experts` are (passage_id, weight, batch_id) of what was mounted. `untouched` is what the untouched model answers to
+    a question that no live passage should answer, None for others.
     """
 
     probe_id: int
@@ -243,6 +244,7 @@ class ProbeAnswer:
     contested_rank: int | None
     is_told: bool
     experts: tuple[tuple[str, float, int], ...]
+    untouched: str | None = None
     state: ProbeState = "current"
     contested_by: int | None = None
 

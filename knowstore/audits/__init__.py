@@ -4,8 +4,9 @@ from knowstore._drawing import can_plot
 from knowstore.audits.making import MadeProbes, make_probes
 from knowstore.audits.probes import ProbesFile, ProbesReport, add_probes, read_probes
 from knowstore.audits.report import write_report
+from knowstore.audits.results import summarise
 from knowstore.audits.roles import Selection
-from knowstore.audits.run import run_audit, summary
+from knowstore.audits.run import run_audit
 
 __all__ = [
     "MadeProbes",
@@ -17,6 +18,6 @@ __all__ = [
     "make_probes",
     "read_probes",
     "run_audit",
-    "summary",
+    "summarise",
     "write_report",
 ]

@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 
 from knowstore.audits.results import Figures, measure, summarise
 from knowstore.audits.roles import FACTS
-from knowstore.audits.run import untouched_of
 from knowstore.records import Audit, Mode, Probe, ProbeAnswer
 from knowstore.store import KnowledgeStore
 
@@ -41,13 +40,13 @@ def gather(store: KnowledgeStore) -> Row:
         with `trend`, `changed` and `questions`.
     """
     log = store.catalog.audits
-    probes, untouched = {probe.id: probe for probe in log.probes()}, untouched_of(store)
+    probes = {probe.id: probe for probe in log.probes()}
     titles = {one.passage_id: one.passage.title or one.passage.text[:60] for one in store.passages()}
     modes = []
     for mode in get_args(Mode):
         audits = [audit for audit in log.audits() if audit.mode == mode]
         if audits:
-            modes.append(_mode(store, cast(Mode, mode), audits, probes, untouched, titles))
+            modes.append(_mode(store, cast(Mode, mode), audits, probes, titles))
     return {
         "store": str(store.layout.folder),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,7 +61,6 @@ def _mode(
     mode: Mode,
     audits: Sequence[Audit],
     probes: Mapping[int, Probe],
-    untouched: Mapping[str, str],
     titles: Mapping[str, str],
 ) -> Row:
     log = store.catalog.audits
@@ -70,10 +68,10 @@ def _mode(
     for audit in audits:
         answers = log.answers(audit.id)
         seen.add(audit, answers)
-        trend.append(_point(audit, len(answers), measure(answers, probes, untouched)))
+        trend.append(_point(audit, len(answers), measure(answers, probes)))
     questions = [_question(probes[probe_id], seen, probes, titles) for probe_id in sorted(seen.now)]
     return {
-        **summarise(log, mode, untouched),
+        **summarise(log, mode),
         "trend": trend,
         "changed": _changed(seen, probes),
         "questions": questions,

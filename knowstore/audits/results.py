@@ -25,7 +25,6 @@ from knowstore.evaluation import (
 from knowstore.records import Mode, Probe, ProbeAnswer
 
 Figures = dict[str, object]
-Untouched = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class History:
         return list(groups.values())
 
 
-def summarise(log: AuditLog, mode: Mode, untouched: Untouched) -> Figures:
+def summarise(log: AuditLog, mode: Mode) -> Figures:
     """All finished audits of a mode as one record of fractions with 95 % intervals.
 
     Rows of `matrix` and `matrix_f1` are the audited batches `audited`, columns `batches`; null where nothing was
@@ -102,7 +101,7 @@ def summarise(log: AuditLog, mode: Mode, untouched: Untouched) -> Figures:
         "same_probes": {"em": _change(history, _em), "f1": _change(history, _f1)} if history.rows else None,
         "forward": _known(forward_effect(em)),
         "forward_f1": _known(forward_effect(f1)),
-        **measure(answers, probes, untouched),
+        **measure(answers, probes),
     }
 
 
@@ -116,7 +115,7 @@ def _latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
     return list(found.values())
 
 
-def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
     """Figures of one audit: `kinds`, `locality`, `contradictions`, `residue`."""
     kinds = {
         kind: _scores([one for one in answers if one.state == "current" and probes[one.probe_id].kind == kind])
@@ -128,11 +127,11 @@ def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouch
     gone = [one for one in answers if one.state == "gone"]
     return {
         "kinds": {kind: found for kind, found in kinds.items() if found["n"]},
-        "locality": _locality(unrelated, probes, untouched),
+        "locality": _locality(unrelated, probes),
         "contradictions": {
             **_contradictions(contested, probes), "both_retrieved": _contradictions(both, probes)
         },
-        "residue": _residue(gone, probes, untouched),
+        "residue": _residue(gone, probes),
     }  # fmt: skip
 
 
@@ -146,10 +145,9 @@ def _scores(answers: Sequence[ProbeAnswer]) -> Figures:
     }
 
 
-def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
     """How many unrelated questions are answered as the untouched model answers them."""
-    pairs = [(probes[one.probe_id], one, untouched.get(probes[one.probe_id].question)) for one in answers]
-    known = [(probe, one, text) for probe, one, text in pairs if text is not None]
+    known = [(probes[one.probe_id], one, one.untouched) for one in answers if one.untouched is not None]
     checked = [(probe, one, text) for probe, one, text in known if probe.answers]
     return {
         "n": len(known),
@@ -182,15 +180,11 @@ def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe])
     }
 
 
-def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe], untouched: Untouched) -> Figures:
+def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
     """How many removed facts are still told: `answered` in all, `known` to the untouched model, `told` by a live
     passage that was mounted, and `leaked`, which nothing explains."""
     answered = [one for one in answers if one.em == 1.0]
-    known = {
-        one.probe_id
-        for one in answered
-        if exact_match(untouched.get(probes[one.probe_id].question, ""), probes[one.probe_id].answers)
-    }
+    known = {one.probe_id for one in answered if exact_match(one.untouched or "", probes[one.probe_id].answers)}
     told = {one.probe_id for one in answered if one.is_told} - known
     leaked = {one.probe_id for one in answered} - known - told
     return {

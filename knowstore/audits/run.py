@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from knowstore._loaded import OnProgress
@@ -37,7 +37,7 @@ def run_audit(
         selection: which probes; all when None.
         resume: go on with the audit that was cut short last, in its mode and with its probes.
 
-    Returns: what `summary` gives for the mode, with `audit_id`, `batch_id`, `n`, `seconds` of this audit.
+    Returns: what `summarise` gives for the mode, with `audit_id`, `batch_id`, `n`, `seconds` of this audit.
 
     Raises:
         ConfigError: no probes to ask, or no audit to resume.
@@ -47,26 +47,21 @@ def run_audit(
     probes = {probe.id: probe for probe in log.probes()}
     audit = _interrupted(store) if resume else _begin(store, list(probes.values()), mode, selection or Selection())
     waiting = log.unanswered(audit.id)
-    _cache_untouched(store, [probes[one.probe_id] for one in waiting if _needs_untouched(probes, one)], on_progress)
     for first in range(0, len(waiting), _BATCH):
         part = waiting[first : first + _BATCH]
         started = time.perf_counter()
         answers = store.ask_many(
             [probes[one.probe_id].question for one in part], mode=audit.mode, batch_size=_BATCH, at=audit.batch_id
         )
-        kept = [_scored(answer, one, probes) for answer, one in zip(answers, part, strict=True)]
+        bare = _untouched(store, part, probes)
+        kept = [_scored(answer, one, probes, bare) for answer, one in zip(answers, part, strict=True)]
         log.record(audit.id, kept, time.perf_counter() - started)
         if on_progress is not None:
             on_progress("asking", first + len(part), len(waiting))
     audit = log.finish(audit.id)
     n = len(log.answers(audit.id))
     own = {"audit_id": audit.id, "batch_id": audit.batch_id, "n": n, "seconds": audit.seconds}
-    return own | summary(store, audit.mode)
-
-
-def summary(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
-    """What all finished audits of a mode found, see `summarise`; asks nothing."""
-    return summarise(store.catalog.audits, mode, untouched_of(store))
+    return own | summarise(log, audit.mode)
 
 
 def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection: Selection) -> Audit:
@@ -119,7 +114,7 @@ def _emptied(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[int
     return emptied
 
 
-def _scored(answer: Answer, asked: Asked, probes: dict[int, Probe]) -> ProbeAnswer:
+def _scored(answer: Answer, asked: Asked, probes: Mapping[int, Probe], bare: Mapping[int, str]) -> ProbeAnswer:
     probe = probes[asked.probe_id]
     ranks = {hit.passage_id: place for place, hit in enumerate(answer.hits, 1)}
     rival = None if asked.contested_by is None else probes[asked.contested_by].passage_id
@@ -132,21 +127,23 @@ def _scored(answer: Answer, asked: Asked, probes: dict[int, Probe]) -> ProbeAnsw
         ranks.get(rival or ""),
         any(holds_answer(f"{one.title} {one.text}", probe.answers) for one in answer.experts),
         tuple((one.passage_id, one.weight, one.batch_id) for one in answer.experts),
+        bare.get(probe.id),
     )
 
 
 # The untouched model, which locality and residue are compared with
 
 
-def _needs_untouched(probes: dict[int, Probe], asked: Asked) -> bool:
-    return asked.state == "gone" or probes[asked.probe_id].kind == "locality"
-
-
-def untouched_of(store: KnowledgeStore) -> dict[str, str]:
-    """What the untouched model answered to the questions of probes, by question, as far as it was asked."""
-    questions = {probe.question for probe in store.catalog.audits.probes()}
-    keys = {_key(store, question): question for question in questions}
-    return {keys[key]: text for key, text in store.catalog.audits.untouched(list(keys)).items()}
+def _untouched(store: KnowledgeStore, asked: Sequence[Asked], probes: Mapping[int, Probe]) -> dict[int, str]:
+    """What the bare model answers to questions that no live passage should answer, by probe; it is asked each once."""
+    chosen = [one.probe_id for one in asked if one.state == "gone" or probes[one.probe_id].kind == "locality"]
+    keys = {_key(store, probes[probe_id].question): probes[probe_id].question for probe_id in chosen}
+    log = store.catalog.audits
+    known = log.untouched(list(keys))
+    new = [(key, question) for key, question in keys.items() if key not in known]
+    known |= dict(zip((key for key, _ in new), _bare_answers(store, [question for _, question in new]), strict=True))
+    log.add_untouched([(key, question, known[key]) for key, question in new])
+    return {probe_id: known[_key(store, probes[probe_id].question)] for probe_id in chosen}
 
 
 def _key(store: KnowledgeStore, question: str) -> str:
@@ -154,18 +151,8 @@ def _key(store: KnowledgeStore, question: str) -> str:
     return hashlib.sha256("\0".join(how).encode()).hexdigest()[:32]
 
 
-def _cache_untouched(store: KnowledgeStore, probes: Sequence[Probe], on_progress: OnProgress | None) -> None:
-    """Ask the bare model what it was not asked before."""
+def _bare_answers(store: KnowledgeStore, questions: Sequence[str]) -> list[str]:
     from knowstore.experts import Prompt, generate
 
-    log = store.catalog.audits
-    keys = {_key(store, probe.question): probe.question for probe in probes}
-    known = log.untouched(list(keys))
-    missing = [key for key in keys if key not in known]
-    for first in range(0, len(missing), _BATCH):
-        part = missing[first : first + _BATCH]
-        prompts = [Prompt("", question_prompt(keys[key])) for key in part]
-        answers = generate(store.models.llm, prompts, None, 0, store.generation)
-        log.add_untouched([(key, keys[key], one.text) for key, one in zip(part, answers, strict=True)])
-        if on_progress is not None:
-            on_progress("asking the untouched model", first + len(part), len(missing))
+    prompts = [Prompt("", question_prompt(question)) for question in questions]
+    return [one.text for one in generate(store.models.llm, prompts, None, 0, store.generation)] if prompts else []

@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from knowstore._loaded import OnProgress
-from knowstore.audits import Selection, add_probes, run_audit, summary, write_report
+from knowstore.audits import Selection, add_probes, run_audit, summarise, write_report
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import holds_answer, normalise
@@ -42,6 +43,12 @@ class EditsConfig:
     mode: Mode = "experts"
     seed: int = 0
 
+    @property
+    def n_fresh(self) -> int:
+        """How many passages that were not there before all batches need."""
+        n_changed = round(self.updates * self.n_passages) + round(self.contradictions * self.n_passages)
+        return self.n_batches * self.n_passages - (self.n_batches - 1) * n_changed
+
     def __post_init__(self) -> None:
         shares = (self.updates, self.removals, self.contradictions)
         if min(self.n_batches, self.n_passages, self.n_questions) < 1 or min(shares) < 0 or sum(shares) > 1:
@@ -54,7 +61,7 @@ class EditsConfig:
 
 @dataclass(frozen=True)
 class Fact:
-    """A passage and the questions on it that are asked, each with its accepted answers."""
+    """A passage and the questions on it that are asked, each with its accepted answers; none where it only fills."""
 
     passage: Passage
     questions: tuple[tuple[str, tuple[str, ...]], ...]
@@ -90,6 +97,15 @@ def read_facts(paths: Sequence[Path], n_questions: int) -> list[Fact]:
     return [Fact(passage, tuple(questions)) for passage, questions in found.values() if questions]
 
 
+def with_filling(facts: Sequence[Fact], corpus: Sequence[Path], config: EditsConfig) -> list[Fact]:
+    """The facts, and as many passages of a corpus {title, text} that nobody asks for as the batches lack."""
+    taken = {fact.passage.passage_id for fact in facts}
+    rows = (row for path in corpus for row in read_rows(path) if isinstance(row.get("text"), str))
+    passages = (Passage(row["text"], str(row.get("title") or "")) for row in rows)
+    fillings = (Fact(one, ()) for one in passages if one.text.strip() and one.passage_id not in taken)
+    return [*facts, *islice(fillings, max(0, config.n_fresh - len(facts)))]
+
+
 def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
     """Edit batches of real passages in random order.
 
@@ -105,7 +121,7 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
     pool = sorted({answers[0] for fact in facts for _, answers in fact.questions})
     sources: dict[str, list[Fact]] = {}
     for number in range(1, config.n_batches + 1):
-        old = [(name, fact) for name, some in sources.items() for fact in some]
+        old = [(name, fact) for name, some in sources.items() for fact in some if fact.questions]
         draw.shuffle(old)
         shares = (config.updates, config.contradictions, config.removals) if number > 1 else (0.0, 0.0, 0.0)
         updated, contested, removed = (_take(old, round(share * config.n_passages)) for share in shares)
@@ -114,7 +130,7 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
         n_new = config.n_passages - len(updated) - len(contested)
         if len(fresh) < n_new:
             raise ConfigError(
-                f"the files hold {len(facts)} passages with questions, too few for {config.n_batches} batches",
+                f"the files hold {len(facts)} passages, too few for {config.n_batches} batches",
                 kept="nothing was measured",
                 fix="give more files, or use fewer batches or passages",
             )
@@ -164,6 +180,7 @@ def run_edits(
     output: Path,
     *,
     config: EditsConfig | None = None,
+    corpus: Sequence[Path] = (),
     unrelated: Sequence[Probe] = (),
     models: ModelConfig | None = None,
     on_progress: OnProgress | None = None,
@@ -174,13 +191,14 @@ def run_edits(
 
     Args:
         data: QA files, see `read_facts`.
+        corpus: files of passages {title, text} that fill the batches where the QA files have too few.
         unrelated: locality probes, which come with the first batch.
 
     Returns: `config`, `passages` that are live, `ingest_s` and `seconds` of this call, `audits` of {audit_id, batch_id,
-        n, seconds}, and what `summary` gives.
+        n, seconds}, and what `summarise` gives.
     """
     config = config or EditsConfig()
-    steps = list(make_steps(read_facts(data, config.n_questions), config))
+    steps = list(make_steps(with_filling(read_facts(data, config.n_questions), corpus, config), config))
     (output / "sources").mkdir(parents=True, exist_ok=True)
     started, ingest_s = time.perf_counter(), 0.0
     with KnowledgeStore.open(output / "store", models=models, on_progress=on_progress) as store:
@@ -233,4 +251,4 @@ def _measured(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
         {"audit_id": one.id, "batch_id": one.batch_id, "n": len(log.answers(one.id)), "seconds": one.seconds}
         for one in log.audits()
     ]
-    return {"passages": store.catalog.count_live(), "audits": audits, **summary(store, mode)}
+    return {"passages": store.catalog.count_live(), "audits": audits, **summarise(log, mode)}

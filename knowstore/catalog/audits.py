@@ -40,6 +40,7 @@ _ANSWER = (
     AuditAnswerRow.contested_rank,
     AuditAnswerRow.is_told,
     AuditAnswerRow.experts,
+    AuditAnswerRow.untouched,
     AuditAnswerRow.state,
     AuditAnswerRow.contested_by,
 )
@@ -123,6 +124,7 @@ class AuditLog:
                 "contested_rank": one.contested_rank,
                 "is_told": one.is_told,
                 "experts": [list(expert) for expert in one.experts],
+                "untouched": one.untouched,
             }
             for one in answers
         ]

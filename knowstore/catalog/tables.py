@@ -173,6 +173,7 @@ class AuditAnswerRow(Base):
     contested_rank: Mapped[int | None]
     is_told: Mapped[bool | None]
     experts: Mapped[list[list[object]] | None] = mapped_column(JSON(none_as_null=True))
+    untouched: Mapped[str | None]
 
     __table_args__ = (CheckConstraint("state IN ('current', 'contested', 'gone')", name="state"),)
 

@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("contested_rank", sa.Integer, nullable=True),
         sa.Column("is_told", sa.Boolean, nullable=True),
         sa.Column("experts", sa.JSON, nullable=True),
+        sa.Column("untouched", sa.Text, nullable=True),
         sa.CheckConstraint("state IN ('current', 'contested', 'gone')", name=op.f("ck_audit_answers_state")),
         sa.ForeignKeyConstraint(["audit_id"], ["audits.id"], name=op.f("fk_audit_answers_audit_id_audits")),
         sa.ForeignKeyConstraint(["probe_id"], ["probes.id"], name=op.f("fk_audit_answers_probe_id_probes")),

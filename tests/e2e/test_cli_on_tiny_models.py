@@ -183,6 +183,9 @@ def test_the_benches_report_numbers(run: Run) -> None:
     scores = _json(run("bench", "controls", "--data", "qa.jsonl", "--limit", "2", "--json"))["rows"]
     assert set(scores[0]) >= {"data", "method", "control", "n", "em", "em_ci", "f1", "f1_ci"}
     assert {row["control"] for row in scores} >= {"none", "static", "shuffled", "gold"}
+    how = ["--data", "qa.jsonl", "--batches", "1", "--passages", "3", "--unrelated", "qa.jsonl", "--n-unrelated", "1"]
+    lived = _json(run("bench", "edits", *how, "--output", "lived", "--json"))
+    assert (lived["passages"], [audit["n"] for audit in lived["audits"]], lived["locality"]["n"]) == (3, [4], 1)
     run("ingest", "facts.jsonl")
     assert run("bench", "ask", "--questions", "qa.jsonl", "--limit", "2").stdout.startswith(
         "experts\tstage\tp50\tp95\n"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from knowstore.bench import EditsConfig, run_edits
-from knowstore.bench.edits import Fact, make_steps, read_facts
+from knowstore.bench.edits import Fact, make_steps, read_facts, with_filling
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.records import Passage, Probe
@@ -44,6 +44,18 @@ def test_batches_hold_the_shares_that_were_asked_for() -> None:
             assert probe.answers[0] in texts[probe.passage_id or ""]
     questions = Counter(probe.question for step in make_steps(facts(40), CONFIG) for probe in step.probes)
     assert max(questions.values()) > 1
+
+
+def test_a_corpus_fills_what_questions_lack(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.jsonl"
+    rows = [{"title": fact.passage.title, "text": fact.passage.text} for fact in facts(90)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{"id": 1}, *rows]), "utf-8")
+    filled = with_filling(facts(20), [file], CONFIG)
+    assert len(filled) == CONFIG.n_fresh == 31
+    assert [len(fact.questions) for fact in filled] == [2] * 20 + [0] * 11
+    steps = list(make_steps(filled, CONFIG))
+    assert sum(len(step.sources[f"batch-{number:03}.jsonl"]) for number, step in enumerate(steps, 1)) == 34
+    assert with_filling(facts(40), [file], CONFIG) == facts(40)
 
 
 def test_the_same_seed_makes_the_same_sequence_and_too_few_passages_are_refused() -> None:

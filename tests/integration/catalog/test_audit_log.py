@@ -25,7 +25,7 @@ PROBES = (
 
 def answer(probe_id: int, text: str, *passages: str, em: float = 0.0) -> ProbeAnswer:
     experts = tuple((passage_id, 1 / len(passages), 1) for passage_id in passages)
-    return ProbeAnswer(probe_id, text, em, em, 1 if passages else None, None, bool(passages), experts)
+    return ProbeAnswer(probe_id, text, em, em, 1 if passages else None, None, bool(passages), experts, "bare")
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def test_an_audit_knows_what_it_has_still_to_ask(probed: Catalog, url: str) -> N
     assert [(one.text, one.state, one.contested_by) for one in found] == [
         ("", "contested", 2), ("in Poland", "current", None), ("Goethe", "gone", None),
     ]  # fmt: skip
+    assert {one.untouched for one in found} == {"bare"}
     assert found[1].experts == ((A, 0.5, 1), (B, 0.5, 1))
     assert [(one.probe_id, one.after, one.em) for one in log.scores("experts")] == [(1, 1, 0), (2, 1, 1), (3, 1, 0)]
     assert log.scores("rag") == []

@@ -31,11 +31,12 @@ def answered(
 ) -> ProbeAnswer:  # fmt: skip
     em = float(text in PROBES[number].answers)
     experts = (("a" * 32, 1.0, 1),) if mounted else ()
-    return ProbeAnswer(number, text, em, em, *ranks, told, experts, state, by)
+    untouched = UNTOUCHED.get(PROBES[number].question)
+    return ProbeAnswer(number, text, em, em, *ranks, told, experts, untouched, state, by)
 
 
 def part(name: str, *answers: ProbeAnswer) -> Any:
-    return measure(answers, PROBES, UNTOUCHED)[name]
+    return measure(answers, PROBES)[name]
 
 
 def test_unrelated_answers_are_compared_with_the_untouched_models() -> None:
@@ -74,7 +75,7 @@ def test_a_removed_fact_leaks_when_nothing_else_explains_it() -> None:
 
 
 def test_nothing_asked_is_no_rate() -> None:
-    found = measure([], {}, {})
+    found = measure([], {})
     assert found["kinds"] == {}
     assert {found[name]["n"] for name in ("locality", "contradictions", "residue")} == {0}  # type: ignore[index]
 
