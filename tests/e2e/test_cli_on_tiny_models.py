@@ -154,6 +154,22 @@ def test_the_benches_report_numbers(run: Run) -> None:
     )
 
 
+def test_speed_is_measured_beside_what_one_would_use_instead(run: Run) -> None:
+    facts = [{"title": f"Place {n}", "text": f"{FACTS[0]['text']} It is number {n}."} for n in range(24)]
+    Path("places.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts), encoding="utf-8")
+    how = ["--limit", "24", "--rounds", "2", "--tokens", "3", "--top-k", "1,4,8", "--sizes", "20,30", "--output", "out"]
+    found = _json(run("bench", "speed", "--corpus", "places.jsonl", *how, "--json"))
+    ratios = {row["name"]: row for row in found["ratios"]}
+    assert ratios.keys() >= {
+        "ttft_rag_over_experts_k4", "total_rag_over_experts_k4", "experts_k1_over_bare", "experts_k8_over_bare",
+        "ingest_over_pure_forwards", "read_memory_30_over_20",
+    }  # fmt: skip
+    assert all(0 < row["low"] <= row["high"] for row in ratios.values())
+    assert found["startup"]["help_s"] < found["startup"]["first_ask_s"]
+    assert json.loads(Path("out/speed.json").read_text("utf-8"))["ratios"] == found["ratios"]
+    assert "whole numbers" in run("bench", "speed", "--corpus", "places.jsonl", "--sizes", "many", status=2).stderr
+
+
 def test_a_trained_hypernetwork_answers(run: Run) -> None:
     rows = [
         {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
