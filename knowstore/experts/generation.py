@@ -15,6 +15,7 @@ from knowstore.config import GenerationConfig
 from knowstore.experts.expert import Experts
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.mount import mount
+from knowstore.experts.packing import pack
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def generate(
         on_text: called with pieces of the answer as they come; for a single greedy or sampled prompt.
     """
     started = time.perf_counter()
+    pack(llm.model)
     limit = _max_prompt_tokens(llm, config.max_tokens)
     rows: list[list[int]] = []
     starts, cuts = [], []
