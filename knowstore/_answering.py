@@ -53,8 +53,9 @@ class Reader:
     at: int
     faiss: FaissIndex | None = None
 
-    def retrieve(self, question: str, filters: Filters | None, timer: Timer) -> list[Hit]:
-        """Candidates of Eq. 7 in the reranker's order, best first."""
+    def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
+        """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
+        less detail."""
         with timer.stage("embed question"):
             vector = self.models.retriever.encode_questions([question])[0]
         with timer.stage("search"):
@@ -63,7 +64,7 @@ class Reader:
             items = [
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
             ]
-            scores = self.models.reranker.score(question, items, vector) if items else []
+            scores = self.models.reranker.score(question, items, vector, n_best=n_best) if items else []
         hits = [
             Hit(
                 c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, tuple(c.segments),
@@ -142,7 +143,7 @@ class Reader:
         from knowstore.experts import Prompt, generate
 
         timer = Timer()
-        all_hits = [self.retrieve(question, filters, timer) for question in questions]
+        all_hits = [self.retrieve(one, filters, timer, n_best=self.retrieval.top_k) for one in questions]
         all_mounted = [self.weigh(hits) for hits in all_hits]
         with timer.stage("load models"):
             llm = self.models.llm
