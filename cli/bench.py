@@ -54,6 +54,32 @@ def controls(
         session.output.result(found, "")
 
 
+@command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")
+def codecs(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+) -> None:
+    """Count what each codec takes on disk and what it costs in right answers; needs no store."""
+    from knowstore.bench import run_codecs
+
+    session.kept = "nothing, for a measurement changes nothing"
+    found: dict[str, Any] = run_codecs(
+        data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
+    )
+    rows: list[dict[str, Any]] = found["rows"]
+    if session.output.is_plain:
+        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+    else:
+        session.output.result(found, "")
+
+
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
 def rerank(
     session: Session,

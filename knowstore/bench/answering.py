@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from knowstore._loaded import OnProgress
-from knowstore.bench.memory import peak_bytes
+from knowstore.bench.memory import PeakMemory
 from knowstore.evaluation import median_ratio
 from knowstore.experts import Prompt, generate
 from knowstore.prompts import question_prompt
@@ -26,7 +26,7 @@ BARE: Way = (None, 0)
 @dataclass(frozen=True)
 class Taken:
     """What one answer took: seconds from its passages to its first token and to its end, the same from the question on,
-    and bytes at the height."""
+    and the most bytes that were in use."""
 
     first_token_s: float
     total_s: float
@@ -74,16 +74,12 @@ def measure_answers(
 
 
 def _answer(store: KnowledgeStore, question: str, way: Way) -> Taken:
-    seconds: dict[str, float] = {}
-
-    def answer() -> None:
-        seconds.update(_bare(store, question) if way == BARE else _asked(store, question, way))
-
-    peak = peak_bytes(answer, store.models.device)
+    with PeakMemory(store.models.device) as peak:
+        seconds = _bare(store, question) if way == BARE else _asked(store, question, way)
     before = seconds["total"] - seconds["generate"] - seconds.get("experts", 0.0)
     first = seconds.get("experts", 0.0) + seconds["first_token"]
     total = seconds.get("experts", 0.0) + seconds["generate"]
-    return Taken(first, total, before + first, before + total, seconds.get("experts", 0.0), peak)
+    return Taken(first, total, before + first, before + total, seconds.get("experts", 0.0), peak.bytes)
 
 
 def _asked(store: KnowledgeStore, question: str, way: Way) -> dict[str, float]:

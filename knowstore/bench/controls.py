@@ -30,7 +30,9 @@ _BATCH = 20
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """A question with its passage, and the characters of the passage's sentences."""
+
     question: str
     answers: tuple[str, ...]
     passage: Passage
@@ -77,16 +79,23 @@ def run_controls(
     loaded.check_trained()
     rows: list[dict[str, object]] = []
     for path in data:
-        cases = _cases(path, limit, seed)
-        rows += _Bench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress).rows()
+        cases = read_cases(path, limit, seed)
+        rows += ControlBench(
+            loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress
+        ).rows()
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def _cases(path: Path, limit: int, seed: int) -> list[_Case]:
+def read_cases(path: Path, limit: int, seed: int) -> list[Case]:
+    """At most `limit` questions of a file in the QA row format, drawn with `seed`.
+
+    Raises:
+        ConfigError: fewer than two.
+    """
     all_rows = [row for row in read_rows(path) if "passage" in row]
     random.Random(seed).shuffle(all_rows)
     cases = [
-        _Case(row["question"], tuple(row["answers"]), passage, tuple(sentence_spans(passage.text)))
+        Case(row["question"], tuple(row["answers"]), passage, tuple(sentence_spans(passage.text)))
         for row in all_rows[:limit]
         for passage in [Passage(row["passage"]["text"], row["passage"]["title"])]
     ]
@@ -99,12 +108,14 @@ def _cases(path: Path, limit: int, seed: int) -> list[_Case]:
     return cases
 
 
-class _Bench:
+class ControlBench:
+    """Questions with their passages, and what is needed to answer them under each control."""
+
     def __init__(
         self,
         models: LoadedModels,
         name: str,
-        cases: Sequence[_Case],
+        cases: Sequence[Case],
         seed: int,
         generation: GenerationConfig,
         on_progress: OnProgress | None,
@@ -154,13 +165,14 @@ class _Bench:
             if self.on_progress is not None:
                 self.on_progress(f"{self.name}: {method}, {control}", step, len(runs))
             if indices:
-                texts = self._answers(method, indices, passages, is_static)
+                texts = self.answers(method, indices, passages, is_static)
                 out.append(self._scored(method, control, indices, texts))
         return out
 
-    def _answers(
-        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
+    def answers(
+        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool = False
     ) -> list[str]:
+        """What the model says to the questions `indices`, by a method of `rows`, with these passages or none."""
         from knowstore.experts import Experts, Prompt, generate
 
         llm, network = self.models.llm, self.models.hypernetwork
@@ -241,7 +253,7 @@ class _Bench:
         }
 
 
-def _others(cases: Sequence[_Case]) -> list[int]:
+def _others(cases: Sequence[Case]) -> list[int]:
     """For each question another question's passage, never its own text."""
     n = len(cases)
     out = []

@@ -1,39 +1,36 @@
-"""The most memory that something took: of the GPU, or of the process where Linux tells."""
+"""The most memory that a process had in use during a `with` block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import sys
 from pathlib import Path
 
-_PROCESS = Path("/proc/self")
 
+class PeakMemory:
+    """`bytes` after the block: the peak of CUDA's allocations where the LLM is there, else of resident memory.
 
-def peak_bytes(action: Callable[[], object], device: str) -> int | None:
-    """Run `action`; the bytes in use at its height beyond those in use before it.
-
-    Args:
-        action: what to run.
-        device: `cuda` counts what PyTorch has allocated there, anything else the process's resident memory.
-
-    Returns: None where the system does not tell.
+    Resident memory is read from Linux's /proc; elsewhere `bytes` is None.
     """
-    import torch
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return int(torch.cuda.max_memory_allocated()) - before
-    try:
-        (_PROCESS / "clear_refs").write_text("5", "ascii")  # the peak starts again from what is resident now
-        before = _resident("VmRSS")
-        action()
-        return _resident("VmHWM") - before
-    except OSError:
-        action()
-        return None
+    def __init__(self, device: str) -> None:
+        self.is_cuda = device.startswith("cuda")
+        self.bytes: int | None = None
 
+    def __enter__(self) -> PeakMemory:
+        if self.is_cuda:
+            import torch
 
-def _resident(name: str) -> int:
-    line = next(line for line in (_PROCESS / "status").read_text("ascii").splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+            torch.cuda.reset_peak_memory_stats()
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.is_cuda:
+            import torch
+
+            self.bytes = torch.cuda.max_memory_allocated()
+        elif sys.platform == "linux":
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            self.bytes = int(found.group(1)) * 1024 if found else None
