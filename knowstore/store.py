@@ -382,16 +382,21 @@ class KnowledgeStore:
         filters: Filters | None = None,
         batch_size: int = 16,
     ) -> list[Answer]:
-        """Answer questions in batches, each with its own experts; arguments as for `ask`."""
+        """Answer questions in batches, each with its own experts, in the order given; arguments as for `ask`.
+
+        Prompts of similar length are answered together. The seconds of generating are those of a whole batch.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
-        answers: list[Answer] = []
-        for first in range(0, len(questions), batch_size):
-            answers += self._answer(questions[first : first + batch_size], mode, filters, None)
-        return answers
+        return self._answer(questions, mode, filters, None, batch_size) if questions else []
 
     def _answer(
-        self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
+        self,
+        questions: Sequence[str],
+        mode: Mode,
+        filters: Filters | None,
+        on_text: Callable[[str], None] | None,
+        batch_size: int = 1,
     ) -> list[Answer]:
         _check_mode(mode)
         questions = _checked(questions)
@@ -404,7 +409,7 @@ class KnowledgeStore:
             )
         if mode != "rag":
             self.models.check_trained()
-        answers = reader.answer(questions, mode, filters, on_text)
+        answers = reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
         self._faiss = reader.faiss
         return answers
 

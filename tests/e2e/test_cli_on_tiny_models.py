@@ -71,6 +71,16 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     assert "passage\tretrieval\trerank\tweight" in explained.stdout
     assert "stage\tseconds" in explained.stdout
     assert "for tests" in explained.stderr
+    Path("questions.txt").write_text("Where is Lyon?\n\nWhy?\n", encoding="utf-8")
+    Path("questions.jsonl").write_text('{"question": "Where is Lyon?"}\n{"question": "Why?"}\n', encoding="utf-8")
+    from_text, from_rows = (
+        [json.loads(line) for line in run("ask", "--json", "--questions", name).stdout.splitlines()]
+        for name in ("questions.txt", "questions.jsonl")
+    )
+    assert [one["question"] for one in from_text] == ["Where is Lyon?", "Why?"]
+    assert [one["answer"] for one in from_text] == [one["answer"] for one in from_rows]
+    assert "Fix: " in run("ask", "--questions", "nowhere.txt", status=1).stderr
+    run("ask", "Why?", "--questions", "questions.txt", status=2)
     lines = run("ask", "--json", "--title", "Ly*", stdin="Where is Lyon?\n\nWhy?\n").stdout.splitlines()
     assert len(lines) == 2
     assert {hit["title"] for hit in json.loads(lines[0])["experts"]} <= {"Lyon"}
