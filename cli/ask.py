@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knowstore.config import Grain, Index, Search, Where
-from knowstore.errors import KnowledgeStoreError
+from knowstore.errors import KnowledgeStoreError, SourceError
 from knowstore.records import Mode
 
 from .output import Output, shortened
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 def ask(
     session: Session,
     question: Annotated[str | None, typer.Argument(help="Without one, questions are read line by line.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="File with a question a line, or rows with one in .jsonl or .jsonl.gz.")
+    ] = None,
     mode: Annotated[Mode, typer.Option(help="Mount experts, put passages in the prompt, or both.")] = "experts",
     top_k: Annotated[int | None, typer.Option(help="Passages that are kept.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Passages that are proposed to the reranker.")] = None,
@@ -49,12 +53,15 @@ def ask(
     """Answer a question from the store.
 
     Without a question a prompt opens: an empty line or Ctrl-D leaves it. When stdin is not a terminal each of
-    its lines is a question, and --json writes one object a line.
+    its lines is a question, answered before the next is read. The questions of a file are answered together, which is
+    faster. With several questions --json writes one object a line.
     """
     from knowstore import Filters, GenerationConfig, RetrievalConfig
 
     if no_null and null_threshold is not None:
         raise typer.BadParameter("cannot be given together with --null-threshold", param_hint="--no-null")
+    if question is not None and questions is not None:
+        raise typer.BadParameter("cannot be given together with a question", param_hint="--questions")
     retrieval = given(
         top_k=top_k, n_candidates=candidates, temperature=temperature, search=search, index=index,
         null_threshold=null_threshold, grain=grain,
@@ -71,6 +78,9 @@ def ask(
             session.output.hint(note)
         if question is not None:
             _answer(session.output, store, question, mode, filters, explain)
+        elif questions is not None:
+            for answer in store.ask_many(_read(questions), mode=mode, filters=filters):
+                _show(session.output, answer, explain)
         elif is_terminal():
             _prompt_loop(session.output, store, mode, filters, explain)
         else:
@@ -87,11 +97,31 @@ def _prompt_loop(output: Output, store: KnowledgeStore, mode: Mode, filters: Fil
             output.error(error)
 
 
+def _read(path: Path) -> list[str]:
+    """The questions of a file, blank lines left out."""
+    if path.suffix in (".jsonl", ".gz"):
+        from knowstore.training import read_rows
+
+        found = [row["question"] for row in read_rows(path) if isinstance(row.get("question"), str)]
+    else:
+        try:
+            found = path.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(
+                f"{path} cannot be read: {error}", kept="nothing was asked", fix="give a text file in UTF-8"
+            ) from error
+    return [line.strip() for line in found if line.strip()]
+
+
 def _answer(output: Output, store: KnowledgeStore, question: str, mode: Mode, filters: Filters, explain: bool) -> None:
     streamed = output.streams
     answer = store.ask(question, mode=mode, filters=filters, on_text=output.stream if streamed else None)
     if streamed:
         output.stream("\n")
+    _show(output, answer, explain, streamed=streamed)
+
+
+def _show(output: Output, answer: Answer, explain: bool, *, streamed: bool = False) -> None:
     output.result(record(answer, explain=explain), "" if streamed else answer.text, [answer.text])
     if output.is_plain:
         for note in [_provenance(answer), *answer.notes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from knowstore.config import Codec
 from knowstore.records import Mode
 
 from .audit import describe_all
@@ -100,13 +102,34 @@ def methods(
         limit=limit, seed=seed, methods=method, on_progress=session.output.progress,
         on_found=None if output is None else lambda some: _write(output / "methods.json", some),
     )  # fmt: skip
-    if output is not None:
-        _keep(session, output / "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
+    _keep(session, output, "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
     if not session.output.is_plain:
         session.output.result(found, "")
         return
     for rows in (found["rows"], found["costs"]):
         session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+
+
+@command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")
+def codecs(
+    session: Session,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
+        ),
+    ],
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+) -> None:
+    """Count what each codec takes on disk and what it costs in right answers; needs no store."""
+    from knowstore.bench import run_codecs
+
+    session.kept = "nothing, for a measurement changes nothing"
+    found: dict[str, Any] = run_codecs(
+        data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
+    )
+    _finish(session, found)
 
 
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
@@ -231,6 +254,57 @@ def edits(
     session.output.result(found, f"{describe_all(found)}\n{output / 'report.html'}", [output / "report.html"])
 
 
+@command(bench, example="knowstore bench speed --corpus passages.jsonl.gz")
+def speed(
+    session: Session,
+    corpus: Annotated[Path, typer.Option(help="Passages {title, text} as .jsonl or .jsonl.gz.")],
+    limit: Annotated[int, typer.Option(min=24, help="Passages that are ingested.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every way of answering is measured.")] = 10,
+    tokens: Annotated[int, typer.Option(min=2, help="Length of each answer.")] = 16,
+    top_k: Annotated[
+        str, typer.Option(help="Numbers of passages behind an answer, with commas between.")
+    ] = "1,2,4,8,16",
+    sizes: Annotated[
+        str, typer.Option(help="Experts in the banks that are read, with commas between; empty for none.")
+    ] = "1000,10000",
+    codec: Annotated[Codec, typer.Option(help="How experts are kept.")] = "float16",
+    seed: Annotated[int, typer.Option(help="Draws the order and the experts that are read.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for speed.json and, with the extra `plots`, speed.png.")
+    ] = None,
+) -> None:
+    """Time experts beside passages in the prompt and the bare model, ingest and reads; needs no store.
+
+    Everything is measured in turn in one run, on a store of its own in a temporary folder. A ratio A over B is the
+    time of A divided by that of B.
+    """
+    from knowstore.bench import SpeedConfig, plot_speed, run_speed
+
+    session.kept = "nothing, for a measurement changes nothing"
+    config = SpeedConfig(
+        n_passages=limit, ks=_numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
+        sizes=_numbers(sizes, "--sizes"), codec=codec, seed=seed,
+    )  # fmt: skip
+    starts = [sys.executable, "-c", f"from {__package__} import main; main()"]
+    found: dict[str, Any] = run_speed(
+        corpus, models=session.model_config(), config=config, command=starts, on_progress=session.output.progress
+    )
+    _keep(session, output, "speed", found, lambda path: plot_speed(found, path))
+    if not session.output.is_plain:
+        session.output.result(found, "")
+        return
+    session.output.table(found["ratios"], ["name", "ratio", "low", "high"], title="Ratios of times")
+    for name in ("answers", "reads", "codecs"):
+        rows = [{key: _cell(value) for key, value in row.items()} for row in found[name]]
+        if rows:
+            session.output.table(rows, [key for key in rows[0] if not key.endswith("_quartiles")], title=name.title())
+    ingest, startup = found["ingest"], found["startup"]
+    session.output.note(
+        f"Ingest {ingest['passages_per_s']:.1f} passages a second, forwards alone {ingest['forwards_per_s']:.1f}; "
+        f"help after {startup['help_s']:.2f} s, first answer after {startup['first_ask_s']:.1f} s"
+    )
+
+
 @command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")
 def ask(
     session: Session,
@@ -269,22 +343,36 @@ def _finish(
 ) -> None:
     """Show the rows that were found; in the folder `output` they are kept as JSON, and drawn where that can be done."""
     rows: list[dict[str, Any]] = found["rows"]
-    if output is not None and plot is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        _keep(session, output / name, found, lambda path: plot(rows, path))
+    if plot is not None:
+        _keep(session, output, name, found, lambda path: plot(rows, path))
     if session.output.is_plain and rows:
         session.output.table([{column: _cell(value) for column, value in row.items()} for row in rows], list(rows[0]))
     else:
         session.output.result(found, "")
 
 
-def _keep(session: Session, path: Path, found: dict[str, Any], draw: Callable[[Path], None]) -> None:
-    """Write what was measured beside its picture: `path` with the suffixes `.json` and `.png`."""
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not whole numbers with commas between", param_hint=option) from error
+    if any(number < 1 for number in numbers):
+        raise typer.BadParameter("numbers start at 1", param_hint=option)
+    return numbers
+
+
+def _keep(
+    session: Session, folder: Path | None, name: str, found: dict[str, Any], plot: Callable[[Path], None]
+) -> None:
+    """Write what a bench found to a folder, if one was named, with a picture where matplotlib is installed."""
     from knowstore.bench import can_plot
 
-    _write(path.with_suffix(".json"), found)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{name}.json", found)
     if can_plot():
-        draw(path.with_suffix(".png"))
+        plot(folder / f"{name}.png")
     else:
         session.output.hint("for a picture: pip install 'knowstore[plots]'")
 

@@ -21,9 +21,10 @@ from knowstore.records import Answer, Hit, Mode, MountedExpert
 from knowstore.retrieval import RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM, Mountable
+    from knowstore.experts import Expert, Experts, FrozenLLM, Prompt
 
 Vector = npt.NDArray[np.float32]
+_BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
 
 
 @dataclass
@@ -61,8 +62,9 @@ class Reader:
     at: int
     faiss: FaissIndex | None = None
 
-    def retrieve(self, question: str, filters: Filters | None, timer: Timer) -> list[Hit]:
-        """Candidates of Eq. 7 in the reranker's order, best first."""
+    def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
+        """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
+        less detail."""
         with timer.stage("embed question"):
             vector = self.models.retriever.encode_questions([question])[0]
         with timer.stage("search"):
@@ -71,7 +73,7 @@ class Reader:
             items = [
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
             ]
-            scores = self.models.reranker.score(question, items, vector) if items else []
+            scores = self.models.reranker.score(question, items, vector, n_best=n_best) if items else []
         hits = [
             Hit(
                 c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, tuple(c.segments),
@@ -113,15 +115,6 @@ class Reader:
             for hit, weight in zip(kept, weights, strict=True)
         ]  # fmt: skip
 
-    def mountable(self, mounted: Sequence[MountedExpert]) -> list[Mountable]:
-        """The experts behind `mounted` with their weights, from the bank."""
-        stored = self.bank.get([one.passage_id for one in mounted])
-        experts = self.models.mountable([stored[one.passage_id] for one in mounted])
-        return [
-            (expert, one.weight, self._neuron_weights(expert, one))
-            for expert, one in zip(experts, mounted, strict=True)
-        ]
-
     def _neuron_weights(self, expert: Expert, one: MountedExpert) -> list[float] | None:
         if self.retrieval.grain == "passages":
             return None
@@ -130,12 +123,22 @@ class Reader:
         )
 
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
-        """The experts of B questions, ready to be mounted."""
+        """The experts of B questions, read from the bank and materialised at once, ready to be mounted."""
         from knowstore.experts import combine
 
         hypernetwork, llm = self.models.hypernetwork, self.models.llm
+        ids = list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted))
+        stored = self.bank.get(ids)
+        experts = dict(zip(ids, self.models.mountable([stored[passage_id] for passage_id in ids]), strict=True))
+        weighed = [
+            [
+                (experts[one.passage_id], one.weight, self._neuron_weights(experts[one.passage_id], one))
+                for one in mounted
+            ]
+            for mounted in questions
+        ]
         return combine(
-            [self.mountable(mounted) for mounted in questions],
+            weighed,
             device=llm.device,
             dtype=llm.dtype,
             static=hypernetwork.static,
@@ -159,38 +162,83 @@ class Reader:
         return experts if tuned is None else replace(experts, static=tuned.static, query=tuned.query)
 
     def answer(
-        self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
+        self,
+        questions: Sequence[str],
+        mode: Mode,
+        filters: Filters | None,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        batch_size: int = 1,
     ) -> list[Answer]:
-        """Answer B questions in one generation."""
-        from knowstore.experts import Prompt, generate
+        """Answer questions, at most `batch_size` in one generation, those with prompts of similar length together."""
+        chosen = [self._choose(question, mode, filters) for question in questions]
+        answers: dict[int, Answer] = {}
+        for batch in _batches([one.prompt for one in chosen], batch_size):
+            answers.update(zip(batch, self._write([chosen[index] for index in batch], mode, on_text), strict=True))
+        return [answers[index] for index in range(len(questions))]
+
+    def _choose(self, question: str, mode: Mode, filters: Filters | None) -> _Chosen:
+        from knowstore.experts import Prompt
 
         timer = Timer()
-        all_hits = [self.retrieve(question, filters, timer) for question in questions]
-        all_mounted = [self.weigh(hits) for hits in all_hits]
+        hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
+        mounted = self.weigh(hits)
+        passages = [(one.title, one.text) for one in mounted] if mode != "experts" else []
+        prompt = Prompt(passages_prompt(passages) if passages else "", question_prompt(question))
+        return _Chosen(question, hits, mounted, prompt, timer)
+
+    def _write(self, chosen: Sequence[_Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
+        """Answer B questions in one generation."""
+        from knowstore.experts import generate
+
+        timer = Timer()
         with timer.stage("load models"):
             llm = self.models.llm
             layer = self.models.hypernetwork_config["layer"]
         with timer.stage("experts"):
-            experts = self.experts(all_mounted, mode)
-        prompts = []
-        for question, mounted in zip(questions, all_mounted, strict=True):
-            before = (
-                passages_prompt([(one.title, one.text) for one in mounted]) if mode != "experts" and mounted else ""
-            )
-            prompts.append(Prompt(before, question_prompt(question)))
+            experts = self.experts([one.mounted for one in chosen], mode)
         with timer.stage("generate"):
-            generated = generate(llm, prompts, experts, layer, self.generation, on_text=on_text)
-        seconds = {name.replace(" ", "_"): value for name, value in timer.seconds.items()}
-        seconds["total"] = sum(seconds.values())
-        if len(generated) == 1 and generated[0].first_token_s:
-            seconds["first_token"] = generated[0].first_token_s
+            generated = generate(llm, [one.prompt for one in chosen], experts, layer, self.generation, on_text=on_text)
         return [
             Answer(
-                question, one.text, mode, tuple(mounted), tuple(hits), seconds, is_null=not mounted,
-                notes=(f"{one.n_cut} tokens of passages were cut to fit the model",) if one.n_cut else (),
+                one.question, written.text, mode, tuple(one.mounted), tuple(one.hits),
+                _seconds(one.timer, timer, written.first_token_s), is_null=not one.mounted,
+                notes=(f"{written.n_cut} tokens of passages were cut to fit the model",) if written.n_cut else (),
             )
-            for question, one, mounted, hits in zip(questions, generated, all_mounted, all_hits, strict=True)
+            for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A question with what was found for it, and the seconds that this took."""
+
+    question: str
+    hits: list[Hit]
+    mounted: list[MountedExpert]
+    prompt: Prompt
+    timer: Timer
+
+
+def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts, longest first, so that the prompts of a batch need little padding and take bounded memory."""
+    batch: list[int] = []
+    lengths = [len(prompt.before) + len(prompt.question) for prompt in prompts]
+    for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > _BATCH_CHARACTERS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _seconds(choosing: Timer, writing: Timer, first_token_s: float) -> dict[str, float]:
+    """Seconds by stage and in all; those of writing are of the whole batch."""
+    stages = choosing.seconds | writing.seconds
+    seconds = {name.replace(" ", "_"): value for name, value in stages.items()}
+    seconds["total"] = sum(stages.values())
+    return seconds | ({"first_token": first_token_s} if first_token_s else {})
 
 
 @contextmanager

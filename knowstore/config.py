@@ -105,9 +105,13 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How answers are generated: greedily until the model stops or a line ends, by default."""
+    """How answers are generated: greedily until the model stops or a line ends, by default.
+
+    The model cannot stop before `min_tokens`, and is stopped after `max_tokens`.
+    """
 
     max_tokens: int = 32
+    min_tokens: int = 0
     do_sample: bool = False
     sampling_temperature: float = 1.0
     n_beams: int = 1
@@ -116,6 +120,9 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _check_choice("where", self.where, Where)
         _check(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}", "use at least 1")
+        _check(0 <= self.min_tokens <= self.max_tokens,
+               f"min_tokens is {self.min_tokens} with max_tokens {self.max_tokens}",
+               "use 0 <= min_tokens <= max_tokens")  # fmt: skip
         _check(self.n_beams >= 1, f"n_beams is {self.n_beams}", "use at least 1")
 
 

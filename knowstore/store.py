@@ -373,16 +373,14 @@ class KnowledgeStore:
         batch_size: int = 16,
         at: int | None = None,
     ) -> list[Answer]:
-        """Answer questions in batches, each with its own experts; arguments as for `ask`.
+        """Answer questions in batches, each with its own experts, in the order given; arguments as for `ask`.
 
-        `at` is the edit batch after which the store is looked at, the latest committed one when None.
+        Prompts of similar length are answered together. The seconds of generating are those of a whole batch. `at` is
+        the edit batch after which the store is looked at, the latest committed one when None.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
-        answers: list[Answer] = []
-        for first in range(0, len(questions), batch_size):
-            answers += self._answer(questions[first : first + batch_size], mode, filters, None, at)
-        return answers
+        return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size) if questions else []
 
     def _answer(
         self,
@@ -390,7 +388,9 @@ class KnowledgeStore:
         mode: Mode,
         filters: Filters | None,
         on_text: Callable[[str], None] | None,
+        *,
         at: int | None = None,
+        batch_size: int = 1,
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
@@ -403,7 +403,7 @@ class KnowledgeStore:
             )
         if mode != "rag":
             self.models.check_trained()
-        answers = reader.answer(questions, mode, filters, on_text)
+        answers = reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
         self._faiss = reader.faiss
         return answers
 

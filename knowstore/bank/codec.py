@@ -4,16 +4,18 @@
 | float32 | as they are                                              | 4                | none            |
 | float16 | rounded to nearest                                       | 2                | 2^-11 relative  |
 | int8    | rounded to a multiple of a float16 scale, one per neuron | 1                | half a scale    |
-| latent  | as int8, with one scale per row                          | 1                | half a scale    |
+| latent  | rounded to a multiple of a float16 scale, one per row    | about 0.6        | half a scale    |
 
-A scale is the largest magnitude that it covers divided by 127. Integer arrays keep their values in
+A scale is the largest magnitude that it covers divided by 127, by 31 for latents, whose numbers are then deflated:
+few values are large, so that they take less than the six bits of a number. Integer arrays keep their values in
 the smallest type that holds them. The bytes are those of a safetensors file: a header with names,
 types and shapes, then the numbers; a scale is stored beside its array, with the axes that it spans
-kept as 1, so that bytes explain themselves.
+kept as 1, so that bytes explain themselves. `NAME.deflate` holds the numbers of the array `NAME` deflated.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -25,7 +27,9 @@ from safetensors.numpy import load, save
 from knowstore.config import Codec
 from knowstore.errors import BankError
 
-_SCALE = ".scale"
+_SCALE, _DEFLATED = ".scale", ".deflate"
+_INT8_STEPS, _LATENT_STEPS = 127, 31  # on either side of zero
+_MOST_INFLATED = 1 << 28  # bytes of one array
 _NEURON_AXIS = {"up": 1, "up1": 1, "dw1": 1, "down": 0, "up2": 0, "dw2": 0}  # of the R neurons in (D, R) or (R, D)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -47,7 +51,7 @@ def encode(arrays: Mapping[str, Array], codec: Codec) -> bytes:
     """Named arrays as self-describing bytes, the same bytes for the same numbers.
 
     Args:
-        arrays: floating or integer arrays of any shape; a name must not end in `.scale`.
+        arrays: floating or integer arrays of any shape; a name must not end in `.scale` or `.deflate`.
         codec: how floating numbers are kept.
 
     Raises:
@@ -55,8 +59,8 @@ def encode(arrays: Mapping[str, Array], codec: Codec) -> bytes:
     """
     encoded: dict[str, Array] = {}
     for name, array in arrays.items():
-        if name.endswith(_SCALE):
-            raise _refused(f"an array is named {name!r}", f"use a name that does not end in {_SCALE}")
+        if name.endswith((_SCALE, _DEFLATED)):
+            raise _refused(f"an array is named {name!r}", f"use a name that does not end in {_SCALE} or {_DEFLATED}")
         if np.issubdtype(array.dtype, np.integer):
             encoded[name] = np.asarray(_smallest(array), order="C")
         elif np.issubdtype(array.dtype, np.floating):
@@ -80,6 +84,9 @@ def decode(data: bytes) -> dict[str, Array]:
     for name, array in stored.items():
         if name.endswith(_SCALE):
             continue
+        if name.endswith(_DEFLATED):
+            name = name.removesuffix(_DEFLATED)
+            array = _inflated(name, array, stored.get(name + _SCALE))
         scale = stored.get(name + _SCALE)
         if scale is not None:
             decoded[name] = _scaled(name, array, scale)
@@ -102,20 +109,36 @@ def _encode_floats(name: str, array: Array, codec: Codec) -> dict[str, Array]:
         if largest > _HALF_MAX:
             raise _refused(f"array {name!r} reaches {largest:.6g}, float16 ends at {_HALF_MAX:.0f}", "use float32")
         return {name: np.asarray(array, np.float16, order="C")}
-    if largest / 127 > _HALF_MAX:
+    steps = _LATENT_STEPS if codec == "latent" else _INT8_STEPS
+    if largest / steps > _HALF_MAX:
         raise _refused(f"array {name!r} reaches {largest:.6g}, too large for a float16 scale", "use codec float32")
     kept_axis = _NEURON_AXIS.get(name) if codec == "int8" and array.ndim == 2 else None
     spanned = -1 if kept_axis is None else 1 - kept_axis
-    scale = _scales(array, spanned)
+    scale = _scales(array, spanned, steps)
     numbers = np.rint(array / np.where(scale == 0, np.float32(1), scale.astype(np.float32)))
-    numbers = np.clip(numbers, -127, 127).reshape(array.shape)
-    return {name: np.asarray(numbers, np.int8, order="C"), name + _SCALE: np.asarray(scale, order="C")}
+    numbers = np.asarray(np.clip(numbers, -steps, steps).reshape(array.shape), np.int8, order="C")
+    scales = {name + _SCALE: np.asarray(scale, order="C")}
+    if codec != "latent" or not array.ndim or not array.size:
+        return {name: numbers} | scales
+    return {name + _DEFLATED: np.frombuffer(zlib.compress(numbers.tobytes(), 9), np.uint8)} | scales
 
 
-def _scales(array: Array, axis: int) -> npt.NDArray[np.float16]:
+def _inflated(name: str, data: Array, scale: Array | None) -> npt.NDArray[np.int8]:
+    """The numbers that were deflated; all axes but the last are those of their scale."""
+    try:
+        inflate = zlib.decompressobj()
+        numbers = np.frombuffer(inflate.decompress(data.tobytes(), _MOST_INFLATED), np.int8)
+        if scale is None or not inflate.eof:
+            raise ValueError("its scale or its end is missing")
+        return numbers.reshape(*scale.shape[:-1], -1)
+    except (zlib.error, ValueError) as error:
+        raise _damaged(f"array {name!r} cannot be inflated: {error}") from error
+
+
+def _scales(array: Array, axis: int, steps: int) -> npt.NDArray[np.float16]:
     """One scale for all numbers along `axis`, rounded up so that none of them is clipped."""
     array = np.atleast_1d(array)
-    exact = np.abs(array).max(axis=axis, keepdims=True, initial=0.0) / 127
+    exact = np.abs(array).max(axis=axis, keepdims=True, initial=0.0) / steps
     scale = exact.astype(np.float16)
     above: npt.NDArray[np.float16] = np.nextafter(scale, np.float16(np.inf))
     return np.where(scale < exact, above, scale)

@@ -30,7 +30,9 @@ _BATCH = 20
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """A question with its passage, and the characters of the passage's sentences."""
+
     question: str
     answers: tuple[str, ...]
     passage: Passage
@@ -81,12 +83,19 @@ def run_controls(
     loaded.check_trained()
     rows: list[dict[str, object]] = []
     for path in data:
-        cases = _cases(path, limit, seed, is_counterfactual)
-        rows += _Bench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress).rows()
+        cases = read_cases(path, limit, seed, is_counterfactual=is_counterfactual)
+        rows += ControlBench(
+            loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress
+        ).rows()
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[_Case]:
+def read_cases(path: Path, limit: int, seed: int, *, is_counterfactual: bool = False) -> list[Case]:
+    """At most `limit` questions of a file in the QA row format, drawn with `seed`; see `run_controls`.
+
+    Raises:
+        ConfigError: fewer than two.
+    """
     found = [
         (row["question"], tuple(answers), Passage(text, row["passage"]["title"]))
         for row in read_rows(path)
@@ -100,7 +109,7 @@ def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[_
     ]
     random.Random(seed).shuffle(found)
     cases = [
-        _Case(question, answers, passage, tuple(sentence_spans(passage.text)))
+        Case(question, answers, passage, tuple(sentence_spans(passage.text)))
         for question, answers, passage in found[:limit]
     ]
     if len(cases) < 2:
@@ -113,12 +122,14 @@ def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[_
     return cases
 
 
-class _Bench:
+class ControlBench:
+    """Questions with their passages, and what is needed to answer them under each control."""
+
     def __init__(
         self,
         models: LoadedModels,
         name: str,
-        cases: Sequence[_Case],
+        cases: Sequence[Case],
         seed: int,
         generation: GenerationConfig,
         on_progress: OnProgress | None,
@@ -172,13 +183,14 @@ class _Bench:
             if self.on_progress is not None:
                 self.on_progress(f"{self.name}: {method}, {control}", step, len(runs))
             if indices:
-                texts = self._answers(method, indices, passages, is_static)
+                texts = self.answers(method, indices, passages, is_static)
                 out.append(self._scored(method, control, indices, texts))
         return out
 
-    def _answers(
-        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
+    def answers(
+        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool = False
     ) -> list[str]:
+        """What the model says to the questions `indices`, by a method of `rows`, with these passages or none."""
         from knowstore.experts import Prompt, generate
 
         llm, network = self.models.llm, self.models.hypernetwork
@@ -259,7 +271,7 @@ class _Bench:
         return {"data": self.name, "method": method, "control": control, **scored(texts, accepted, self.seed)}
 
 
-def _others(cases: Sequence[_Case]) -> list[int]:
+def _others(cases: Sequence[Case]) -> list[int]:
     """For each question another question's passage, never its own text."""
     n = len(cases)
     out = []

@@ -153,6 +153,53 @@ def _draw_costs(axes: Axes, costs: Sequence[Mapping[str, Any]], name: str, label
     axes.set_xlabel(label, fontsize=8)
 
 
+def plot_speed(found: Mapping[str, Any], path: Path) -> None:
+    """Draw what `run_speed` found: seconds to the first token and to the end of an answer by number of passages, with
+    quartiles, and every ratio with its 95 % interval.
+
+    Args:
+        found: as `run_speed` gives it.
+        path: where to; the suffix says the format.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = new_figure(13.0, 1.6 + 0.2 * max(16, len(found["ratios"])))
+    first, total, ratios = figure.subplots(1, 3, width_ratios=(3, 3, 4))
+    bare = next(row for row in found["answers"] if row["method"] == "bare")
+    for axes, name, title in ((first, "first_token_s", "to the first token"), (total, "total_s", "to the end")):
+        for method, colour in (("rag", _COLOURS["shuffled"]), ("experts", _COLOURS["gold"])):
+            rows = [row for row in found["answers"] if row["method"] == method]
+            seconds = [row[name] for row in rows]
+            limits = [row[f"{name}_quartiles"] for row in rows]
+            spread = [
+                [max(0.0, second - low) for second, (low, _) in zip(seconds, limits, strict=True)],
+                [max(0.0, high - second) for second, (_, high) in zip(seconds, limits, strict=True)],
+            ]
+            ks = [row["k"] for row in rows]
+            axes.errorbar(ks, seconds, spread, color=colour, marker="o", markersize=4, capsize=2, label=method)
+        axes.axhline(bare[name], color=_COLOURS["none"], linestyle="--", label="bare model")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("passages")
+        axes.set_ylabel("seconds from the chosen passages on")
+        axes.set_title(title, fontsize=10)
+        axes.legend()
+    values = [row["ratio"] for row in found["ratios"]]
+    spread = [
+        [max(0.0, row["ratio"] - row["low"]) for row in found["ratios"]],
+        [max(0.0, row["high"] - row["ratio"]) for row in found["ratios"]],
+    ]
+    places = range(len(values))
+    ratios.errorbar(values, places, xerr=spread, fmt="o", markersize=4, capsize=2, color=_COLOURS["gold"])
+    ratios.set_yticks(places, [row["name"] for row in found["ratios"]], fontsize=7)
+    ratios.invert_yaxis()
+    ratios.axvline(1.0, color=_COLOURS["none"], linestyle="--")
+    ratios.set_xscale("log")
+    ratios.set_xlabel("times as long, with 95 % intervals")
+    figure.savefig(path)
+
+
 def plot_training(log: Path, path: Path) -> None:
     """Draw the curves of a training log: the loss, smoothed, and what was measured on questions kept out.
 

@@ -1,4 +1,4 @@
-"""Measures of answers: exact match, token F1, forgetting, and how sure one can be of their means."""
+"""Measures of answers: exact match, token F1, forgetting, and how sure one can be of their means; ratios of times."""
 
 from knowstore.evaluation.forgetting import (
     ForgettingMatrix,
@@ -9,6 +9,7 @@ from knowstore.evaluation.forgetting import (
     forward_effect,
 )
 from knowstore.evaluation.metrics import exact_match, holds_answer, normalise, token_f1
+from knowstore.evaluation.ratios import median_ratio
 from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "forward_effect",
     "grouped_interval",
     "holds_answer",
+    "median_ratio",
     "normalise",
     "paired_p_value",
     "token_f1",

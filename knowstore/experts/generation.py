@@ -15,6 +15,7 @@ from knowstore.config import GenerationConfig
 from knowstore.experts.expert import Experts
 from knowstore.experts.llm import FrozenLLM
 from knowstore.experts.mount import mount
+from knowstore.experts.packing import pack
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Generated:
 class _Stream(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
     """Notes when the first token comes and hands text on as soon as it is final."""
 
-    def __init__(self, llm: FrozenLLM, on_text: Callable[[str], None] | None) -> None:
-        self.llm, self.on_text = llm, on_text
-        self.started = time.perf_counter()
+    def __init__(self, llm: FrozenLLM, started: float, on_text: Callable[[str], None] | None) -> None:
+        self.llm, self.started, self.on_text = llm, started, on_text
         self.first_token_s = 0.0
         self.ids: list[int] = []
         self.shown = 0
@@ -84,6 +84,8 @@ def generate(
         layer: 0-based decoder block of the experts.
         on_text: called with pieces of the answer as they come; for a single greedy or sampled prompt.
     """
+    started = time.perf_counter()
+    pack(llm.model)
     limit = _max_prompt_tokens(llm, config.max_tokens)
     rows: list[list[int]] = []
     starts, cuts = [], []
@@ -103,7 +105,7 @@ def generate(
     positions = (
         [width - len(row) + start for row, start in zip(rows, starts, strict=True)] if is_from_question else None
     )
-    stream = _Stream(llm, on_text) if len(rows) == 1 and config.n_beams == 1 else None
+    stream = _Stream(llm, started, on_text) if len(rows) == 1 and config.n_beams == 1 else None
     mounted = nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions)
     sampling = {"temperature": config.sampling_temperature} if config.do_sample else {"temperature": None}
     with torch.inference_mode(), mounted:
@@ -111,6 +113,7 @@ def generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=config.max_tokens,
+            min_new_tokens=config.min_tokens or None,
             do_sample=config.do_sample,
             num_beams=config.n_beams,
             eos_token_id=llm.stop_ids,

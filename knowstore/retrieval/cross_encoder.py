@@ -62,9 +62,14 @@ class CrossEncoderReranker:
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     def score(
-        self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None
+        self,
+        question: str,
+        candidates: Sequence[RerankItem],
+        question_vector: Vectors | None = None,
+        *,
+        n_best: int | None = None,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given; `question_vector` is not used."""
+        """Score N candidates, in the order given; `question_vector` and `n_best` make no difference."""
         return score_texts(question, candidates, self.logits)
 
     def logits(self, question: str, texts: Sequence[str]) -> list[float]:

@@ -314,9 +314,14 @@ class JointReranker:
         return self.config.temperature
 
     def score(
-        self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None
+        self,
+        question: str,
+        candidates: Sequence[RerankItem],
+        question_vector: Vectors | None = None,
+        *,
+        n_best: int | None = None,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given.
+        """Score N candidates, in the order given; of those that are ordered by vectors, the `n_best` are read.
 
         A sentence that was cut off scores `UNREAD`, and so does a passage of which nothing was left.
 
@@ -327,7 +332,7 @@ class JointReranker:
         if self._n_read is None or not has_vectors:
             return self._read(question, candidates)
         scores = self._late.score(question, candidates, question_vector)
-        chosen = sorted(range(len(scores)), key=lambda index: (-scores[index].score, index))[: self._n_read]
+        chosen = _best(scores, self._n_read, n_best)
         for index, read in zip(chosen, self._read(question, [candidates[index] for index in chosen]), strict=True):
             score = scores[index].score
             scores[index] = RerankScore(score, share_among_segments(score, read.segment_scores), read.word_scores)
@@ -357,6 +362,14 @@ class JointReranker:
                 ]
                 scores[i] = RerankScore(score, tuple(logits) if candidates[i].spans else (), tuple(words))
         return scores
+
+
+def _best(scores: Sequence[RerankScore], n_read: int, n_best: int | None) -> list[int]:
+    """The best `n_read`, of which those that score less than the `n_best`-th are left out."""
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index].score, index))[:n_read]
+    if n_best is None or n_best >= len(order):
+        return order
+    return [index for index in order if scores[index].score >= scores[order[n_best - 1]].score]
 
 
 def read_config(folder: Path) -> JointConfig:

@@ -48,9 +48,14 @@ class LateReranker:
     """Fitted with the weights: keeps 95 % of the questions whose passage is there, refuses 72 % of the others."""
 
     def score(
-        self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None
+        self,
+        question: str,
+        candidates: Sequence[RerankItem],
+        question_vector: Vectors | None = None,
+        *,
+        n_best: int | None = None,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given.
+        """Score N candidates, in the order given; `n_best` makes no difference.
 
         Raises:
             RetrievalError: no question vector, or one of another width than the candidates' vectors.

@@ -67,9 +67,20 @@ class Reranker(Protocol):
         ...
 
     def score(
-        self, question: str, candidates: Sequence[RerankItem], question_vector: Vectors | None = None
+        self,
+        question: str,
+        candidates: Sequence[RerankItem],
+        question_vector: Vectors | None = None,
+        *,
+        n_best: int | None = None,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given; `question_vector` (E,) is the retriever's, where used."""
+        """Score N candidates, in the order given.
+
+        Args:
+            question_vector: (E,), the retriever's, where used.
+            n_best: how many of the best will be used; their scores are as without it, and so is the order of all,
+                but what makes no difference to these two may be left out.
+        """
         ...
 
 

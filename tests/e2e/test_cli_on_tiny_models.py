@@ -71,6 +71,16 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     assert "passage\tretrieval\trerank\tweight" in explained.stdout
     assert "stage\tseconds" in explained.stdout
     assert "for tests" in explained.stderr
+    Path("questions.txt").write_text("Where is Lyon?\n\nWhy?\n", encoding="utf-8")
+    Path("questions.jsonl").write_text('{"question": "Where is Lyon?"}\n{"question": "Why?"}\n', encoding="utf-8")
+    from_text, from_rows = (
+        [json.loads(line) for line in run("ask", "--json", "--questions", name).stdout.splitlines()]
+        for name in ("questions.txt", "questions.jsonl")
+    )
+    assert [one["question"] for one in from_text] == ["Where is Lyon?", "Why?"]
+    assert [one["answer"] for one in from_text] == [one["answer"] for one in from_rows]
+    assert "Fix: " in run("ask", "--questions", "nowhere.txt", status=1).stderr
+    run("ask", "Why?", "--questions", "questions.txt", status=2)
     lines = run("ask", "--json", "--title", "Ly*", stdin="Where is Lyon?\n\nWhy?\n").stdout.splitlines()
     assert len(lines) == 2
     assert {hit["title"] for hit in json.loads(lines[0])["experts"]} <= {"Lyon"}
@@ -190,6 +200,22 @@ def test_the_benches_report_numbers(run: Run) -> None:
     assert run("bench", "ask", "--questions", "qa.jsonl", "--limit", "2").stdout.startswith(
         "experts\tstage\tp50\tp95\n"
     )
+
+
+def test_speed_is_measured_beside_what_one_would_use_instead(run: Run) -> None:
+    facts = [{"title": f"Place {n}", "text": f"{FACTS[0]['text']} It is number {n}."} for n in range(24)]
+    Path("places.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts), encoding="utf-8")
+    how = ["--limit", "24", "--rounds", "2", "--tokens", "3", "--top-k", "1,4,8", "--sizes", "20,30", "--output", "out"]
+    found = _json(run("bench", "speed", "--corpus", "places.jsonl", *how, "--json"))
+    ratios = {row["name"]: row for row in found["ratios"]}
+    assert ratios.keys() >= {
+        "ttft_rag_over_experts_k4", "total_rag_over_experts_k4", "experts_k1_over_bare", "experts_k8_over_bare",
+        "ingest_over_pure_forwards", "read_memory_30_over_20",
+    }  # fmt: skip
+    assert all(0 < row["low"] <= row["high"] for row in ratios.values())
+    assert found["startup"]["help_s"] < found["startup"]["first_ask_s"]
+    assert json.loads(Path("out/speed.json").read_text("utf-8"))["ratios"] == found["ratios"]
+    assert "whole numbers" in run("bench", "speed", "--corpus", "places.jsonl", "--sizes", "many", status=2).stderr
 
 
 def test_a_trained_hypernetwork_answers(run: Run) -> None:

@@ -201,6 +201,29 @@ def test_the_late_reranker_orders_passages_and_the_model_shares_the_scores_of_th
     assert JointReranker(reranker.model, cascade.config, n_read=None).null_threshold == -1.5
 
 
+def test_only_the_best_are_read_when_no_others_are_used(
+    reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    whole, cut = (reranker.score(QUESTION, items, vector, n_best=n_best) for n_best in (None, 2))
+    assert [one.score for one in cut] == [one.score for one in whole]
+    late = LateReranker().score(QUESTION, items, vector)
+    order = sorted(range(12), key=lambda index: -late[index].score)
+    for index in order[:2]:
+        assert cut[index].segment_scores == pytest.approx(whole[index].segment_scores, abs=1e-5)
+        assert len(cut[index].word_scores) == len(whole[index].word_scores) > 0
+    assert [cut[index] for index in order[2:]] == [late[index] for index in order[2:]]
+
+
+def test_candidates_that_tie_with_the_last_of_the_best_are_read_too(
+    reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    scores = reranker.score(QUESTION, [items[0]] * 3, vector, n_best=1)
+    assert scores[0].word_scores
+    assert [one.word_scores for one in scores] == [scores[0].word_scores] * 3
+
+
 def test_all_are_read_without_vectors_or_without_a_limit(
     reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
 ) -> None:

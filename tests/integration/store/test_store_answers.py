@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from knowstore.bank import ExpertBank, StoredExpert
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.encoders import load_base
 from knowstore.errors import (
@@ -226,6 +227,28 @@ def test_many_questions_get_the_answers_of_one_by_one(
     assert [_content(one) for one in many] == [_content(one) for one in alone]
     assert sum(one.is_null for one in many) == (2 if has_threshold else 0)
     assert asked.ask_many([]) == []
+
+
+def test_prompts_of_similar_length_are_answered_together(store: KnowledgeStore, prompts: list[dict[str, Any]]) -> None:
+    long = [question + " And who says so, and where, and since when?" for question in QUESTIONS[:2]]
+    asked = [long[0], QUESTIONS[2], long[1], QUESTIONS[3]]
+    assert [one.question for one in store.ask_many(asked, batch_size=2)] == asked
+    together = [{prompt.question for prompt in one["prompts"]} for one in prompts]
+    assert together == [{question_prompt(one) for one in some} for some in (long, QUESTIONS[2:4])]
+
+
+def test_the_experts_of_a_batch_are_read_at_once(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[list[str]] = []
+    get = ExpertBank.get
+
+    def noted(self: ExpertBank, ids: Sequence[str]) -> dict[str, StoredExpert]:
+        reads.append(list(ids))
+        return get(self, ids)
+
+    monkeypatch.setattr(ExpertBank, "get", noted)
+    answers = store.ask_many(QUESTIONS, batch_size=8)
+    [ids] = reads
+    assert sorted(ids) == sorted({one.passage_id for answer in answers for one in answer.experts})
 
 
 def _content(answer: Answer) -> tuple[object, ...]:

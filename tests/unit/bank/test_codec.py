@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from knowstore.bank import StoredExpert, decode, encode
+from knowstore.bank import codec as codec_module
 from knowstore.errors import BankError, ExpertShapeError
 
 D, R = 24, 6
@@ -62,9 +66,30 @@ def test_latent_keeps_integers_exactly_and_codes_within_half_a_scale() -> None:
     data = encode({"codes": codes, "ids": ids}, "latent")
     decoded = decode(data)
     assert decoded["ids"].tolist() == [0, 49151, 5]
-    steps = np.abs(codes).max(axis=1, keepdims=True) / 127
+    steps = np.abs(codes).max(axis=1, keepdims=True) / 31
     assert (np.abs(decoded["codes"] - codes) <= steps * 0.501).all()
-    assert len(data) < 7 * 128 + 400
+    assert len(data) < 0.75 * 7 * 128 + 400
+
+
+def test_latents_that_were_written_with_a_byte_a_number_can_still_be_read() -> None:
+    numbers, scale = np.array([[-127, 3], [64, 127]], np.int8), np.array([[0.5], [0.25]], np.float16)
+    decoded = decode(save({"codes": numbers, "codes.scale": scale}))["codes"]
+    assert decoded.tolist() == [[-63.5, 1.5], [16.0, 31.75]]
+
+
+@pytest.mark.parametrize("deflated", [b"", b"no such stream", zlib.compress(bytes(12))[:-6], zlib.compress(bytes(7))])
+def test_latents_that_cannot_be_inflated_are_refused(deflated: bytes) -> None:
+    scale = np.ones((3, 1), np.float16)
+    stored = save({"codes.deflate": np.frombuffer(deflated, np.uint8), "codes.scale": scale})
+    with pytest.raises(BankError, match="'codes' cannot be inflated"):
+        decode(stored)
+
+
+def test_latents_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode({"codes": np.zeros((40, 40), np.float32)}, "latent")
+    monkeypatch.setattr(codec_module, "_MOST_INFLATED", 1000)
+    with pytest.raises(BankError, match="'codes' cannot be inflated"):
+        decode(data)
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "latent"])

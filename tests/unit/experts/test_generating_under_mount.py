@@ -190,3 +190,13 @@ def test_answers_through_generate_follow_the_experts(
     assert [answer.text for answer in together] == [answers[0].text for answers in alone]
     assert "".join(pieces).rstrip("\ufffd") == alone[0][0].text.rstrip("\ufffd")
     assert [a.text for a in generate(tiny_llm, prompts, None, LAYER, config)] != [a.text for a in together]
+
+
+def test_a_model_that_would_stop_goes_on_to_the_least_number_of_tokens(tiny_llm: FrozenLLM) -> None:
+    [text] = TEXTS[:1]
+    stops = {"stop_ids": list(range(int(tiny_llm.embeddings.shape[0]) - 1))}
+    llm = FrozenLLM(tiny_llm.model, tiny_llm.tokenizer)
+    vars(llm).update(stops)
+    [short] = generate(llm, [Prompt("", text)], None, LAYER, GenerationConfig(max_tokens=N_NEW))
+    [long] = generate(llm, [Prompt("", text)], None, LAYER, GenerationConfig(max_tokens=N_NEW, min_tokens=N_NEW))
+    assert len(long.text) > len(short.text)

@@ -1,0 +1,119 @@
+"""What experts take on disk in each codec, and what the codec costs in answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, get_args
+
+from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bank import EncodedExpert, ExpertBank
+from knowstore.bench.controls import ControlBench, read_cases
+from knowstore.config import Codec, GenerationConfig, ModelConfig
+from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
+from knowstore.records import Passage
+from knowstore.sources import sentence_spans
+
+if TYPE_CHECKING:
+    from knowstore.experts import Expert
+
+CODECS: tuple[Codec, ...] = get_args(Codec)
+_EXACT: Codec = "float32"
+_BATCH = 20  # passages in one forward
+_BATCH_ID = 1
+
+
+def run_codecs(
+    data: Sequence[Path],
+    *,
+    models: ModelConfig | None = None,
+    limit: int = 200,
+    seed: int = 0,
+    max_tokens: int = 32,
+    on_progress: OnProgress | None = None,
+) -> dict[str, object]:
+    """Ask the questions of QA files with their passages' experts, kept in a bank by each codec and read back.
+
+    Args:
+        data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
+        limit: questions of each file, drawn with `seed`.
+
+    Returns: `rows` of {data, codec, n, bytes_per_passage, em, em_lost, em_lost_ci, f1, same_answers}, and `seconds`;
+        `em_lost` is what float32 scores on the same questions less what the codec scores, with its bootstrap 95 %
+        interval, and `same_answers` the share of answers that are those with float32.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: fewer than two questions.
+    """
+    started = time.perf_counter()
+    loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
+    loaded.check_trained()
+    rows: list[dict[str, object]] = []
+    for path in data:
+        cases = read_cases(path, limit, seed)
+        bench = ControlBench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress)
+        rows += _rows(bench, [case.passage for case in cases], on_progress)
+    return {"rows": rows, "seconds": time.perf_counter() - started}
+
+
+def _rows(bench: ControlBench, passages: Sequence[Passage], on_progress: OnProgress | None) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    exact: list[str] = []
+    exact_em: list[float] = []
+    everything = list(range(len(passages)))
+    for step, codec in enumerate((_EXACT, *(codec for codec in CODECS if codec != _EXACT))):
+        if on_progress is not None:
+            on_progress(f"{bench.name}: {codec}", step, len(CODECS))
+        n_bytes, bench.experts = _kept(bench.models, passages, codec)
+        texts = bench.answers(bench.models.hypernetwork.config.kind, everything, list(everything))
+        em = [exact_match(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
+        f1 = [token_f1(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
+        exact, exact_em = exact or texts, exact_em or em
+        lost = [before - after for before, after in zip(exact_em, em, strict=True)]
+        rows.append(
+            {
+                "data": bench.name, "codec": codec, "n": len(em), "bytes_per_passage": n_bytes, "em": fmean(em),
+                "em_lost": fmean(lost), "em_lost_ci": bootstrap_interval(lost, seed=bench.seed), "f1": fmean(f1),
+                "same_answers": fmean(one == other for one, other in zip(exact, texts, strict=True)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _kept(models: LoadedModels, passages: Sequence[Passage], codec: Codec) -> tuple[float, list[Expert]]:
+    """The mean bytes of the passages' experts, and what a bank of this codec gives back of them."""
+    encoded = encoded_experts(models, passages, codec)
+    with TemporaryDirectory(prefix="knowstore-codecs-", ignore_cleanup_errors=True) as folder:
+        bank = ExpertBank.open(folder, fingerprint=models.fingerprints["experts"], create=True)
+        bank.add_encoded(encoded, _BATCH_ID)
+        experts: list[Expert] = []
+        for first in range(0, len(passages), _BATCH):
+            ids = [passage.passage_id for passage in passages[first : first + _BATCH]]
+            stored = bank.get(ids)
+            experts += models.mountable([stored[passage_id] for passage_id in ids])
+    return fmean(len(expert.data) for expert in encoded), experts
+
+
+def encoded_experts(models: LoadedModels, passages: Sequence[Passage], codec: Codec) -> list[EncodedExpert]:
+    """The experts of passages as a bank of this codec keeps them."""
+    from knowstore.experts import PassageInput
+
+    made: list[EncodedExpert] = []
+    for first in range(0, len(passages), _BATCH):
+        part = passages[first : first + _BATCH]
+        inputs = [PassageInput(one.title, one.text, tuple(sentence_spans(one.text))) for one in part]
+        experts = models.generate([one.passage_id for one in part], inputs, latent=codec == "latent")
+        made += [EncodedExpert.make(expert, codec, models.fingerprints["experts"], _BATCH_ID) for expert in experts]
+    return made
+
+
+def codec_sizes(experts: Mapping[Codec, Sequence[EncodedExpert]]) -> list[dict[str, object]]:
+    """Rows of {codec, n, bytes_per_passage}: the mean of what the codec writes, without the table around it."""
+    return [
+        {"codec": codec, "n": len(some), "bytes_per_passage": fmean(len(expert.data) for expert in some)}
+        for codec, some in experts.items()
+    ]

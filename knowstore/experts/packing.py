@@ -1,0 +1,60 @@
+"""Weights of a frozen LLM in the order in which the CPU's bfloat16 products read them.
+
+oneDNN brings a matrix into blocks before it multiplies with it. For a single token that costs more than the product,
+and it is done anew at each call unless the blocks are kept. The products are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+_MOST_BYTES = 2 << 30
+_OPS = torch.ops.mkldnn
+
+
+def pack(model: nn.Module) -> bool:
+    """Keep a blocked copy of every linear map's weights beside them; again it does nothing.
+
+    The weights must not change afterwards. Passes with gradients use the weights themselves.
+
+    Args:
+        model: a frozen one; packed when it is in bfloat16 on a CPU, oneDNN computes there in it, and its linear maps
+            take at most 2 GiB.
+
+    Returns: whether the model is packed.
+    """
+    maps = [module for module in model.modules() if type(module) is nn.Linear]
+    if any("forward" in vars(module) for module in maps):
+        return all(isinstance(module.forward, _PackedForward) for module in maps)
+    weights = [module.weight for module in maps]
+    if not _is_useful() or sum(one.nbytes for one in weights) > _MOST_BYTES or not all(map(_can_pack, weights)):
+        return False
+    for module in maps:
+        module.forward = _PackedForward(module)  # type: ignore[method-assign, assignment]
+    return bool(maps)
+
+
+def _is_useful() -> bool:
+    """Whether this build of PyTorch has the products, and this CPU computes in bfloat16."""
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    return all(hasattr(_OPS, name) for name in names) and bool(_OPS._is_mkldnn_bf16_supported())
+
+
+def _can_pack(weight: Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+
+
+class _PackedForward:
+    """A linear map's forward pass, with its weights in blocks."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.weight, self.bias = module.weight, module.bias
+        self.packed = _OPS._reorder_linear_weight(module.weight.detach())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return linear(x, self.weight, self.bias)
+        out: Tensor = _OPS._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return out
