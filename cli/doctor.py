@@ -117,14 +117,14 @@ def _relevance(session: Session) -> Iterator[Check]:
 
     reference = session.model_config().reranker
     try:
-        threshold, temperature = calibration(reference, locate(reference, "reranker").path)
+        threshold, temperature, of_words = calibration(reference, locate(reference, "reranker").path)
     except ModelNotFoundError:
         return  # said among the models
     except KnowledgeStoreError as error:
         yield Check("relevance", "problem", error.what, error.fix)
         return
     null = "there is no null option" if threshold is None else f"nothing is mounted under a score of {threshold:.2f}"
-    yield Check("relevance", "ok", f"{null}, temperature {temperature:.2f}")
+    yield Check("relevance", "ok", f"{null}, temperature {temperature:.2f}, of words {of_words:.2f}")
 
 
 def _disk(session: Session) -> Iterator[Check]:

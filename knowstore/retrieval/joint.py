@@ -39,7 +39,7 @@ class JointConfig:
 
     `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
     `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. Scores are divided by
-    `temperature` in Eq. 9; under `null_threshold` no passage is relevant enough.
+    `temperature` in Eq. 9, those of words by `word_temperature`; under `null_threshold` no passage is relevant enough.
     """
 
     base_digest: str
@@ -48,16 +48,18 @@ class JointConfig:
     max_tokens: int = 224
     null_threshold: float | None = None
     temperature: float = 1.0
+    word_temperature: float = 1.0
     trained_steps: int = 0
     notes: str = ""
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.null_threshold or 0.0, self.max_tokens, self.n_shared)
+        temperatures = (self.temperature, self.word_temperature)
+        numbers = (*temperatures, self.null_threshold or 0.0, self.max_tokens, self.n_shared)
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) or not (
-            self.temperature > 0 and self.max_tokens >= 8
+            min(temperatures) > 0 and self.max_tokens >= 8
         ):
             raise RetrievalError(
-                f"a joint reranker has temperature {self.temperature!r}, null_threshold {self.null_threshold!r} and "
+                f"a joint reranker has temperatures {temperatures!r}, null_threshold {self.null_threshold!r} and "
                 f"max_tokens {self.max_tokens!r}",
                 kept="nothing was loaded",
                 fix="use finite numbers, a temperature above 0 and at least 8 tokens",
@@ -354,7 +356,7 @@ class JointReranker:
                 logits += [UNREAD] * (len(whole[i]) - len(logits))
                 score = torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item()
                 words = [
-                    (*span, logit)
+                    (*span, logit / self.config.word_temperature)
                     for span, sentence, logit in zip(
                         passages[i].spans, passages[i].sentences, each[first:-1], strict=False
                     )

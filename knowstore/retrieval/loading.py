@@ -67,17 +67,19 @@ def load_reranker(
     raise RetrievalError(f"reranker {reference!r} is a {architecture}", "nothing was loaded", fix)
 
 
-def calibration(reference: str, path: Path | None = None) -> tuple[float | None, float]:
-    """The null threshold and the temperature of a reranker, without loading it; None and 1 for one that has neither.
+def calibration(reference: str, path: Path | None = None) -> tuple[float | None, float, float]:
+    """The null threshold of a reranker, its temperature and that of words, without loading it; None and 1 for one that
+    has none.
 
     Raises:
         RetrievalError: its config is damaged.
     """
     if reference == "late" or (reference == "default" and (path is None or not (path / "config.json").is_file())):
-        return LateReranker.null_threshold, LateReranker.temperature
+        return LateReranker.null_threshold, LateReranker.temperature, 1.0
     if path is None or _kind(path) != KIND:
-        return None, 1.0
-    return LateReranker.null_threshold, read_config(path).temperature  # passages are ordered by the late one
+        return None, 1.0, 1.0
+    config = read_config(path)  # passages are ordered by the late one
+    return LateReranker.null_threshold, config.temperature, config.word_temperature
 
 
 def _kind(path: Path) -> object:

@@ -40,7 +40,8 @@ class RerankScore:
 
     The exponentials of `segment_scores` sum to that of `score`: a softmax over the sentences of several
     passages gives each passage what a softmax over the passages would. `word_scores` are (first character, last
-    character, logit) of word pieces in the text, from a reranker that tells which words answer.
+    character, logit) of word pieces in the text, from a reranker that tells which words answer; what its calibration
+    divides them by is in them already.
     """
 
     score: float

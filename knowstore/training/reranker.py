@@ -25,6 +25,7 @@ Search = Callable[[str], Sequence[int]]
 
 _BUCKET = 16  # batches sorted by length together, so that little is padded
 _KEPT_SHARE = 0.95  # of the gold passages, by the null threshold
+_EPSILON = 1e-6
 _TEMPERATURES = torch.logspace(-1, 1, 201, dtype=torch.float64)
 
 
@@ -204,6 +205,7 @@ def train_reranker(
         max_tokens=model.max_tokens,
         null_threshold=threshold,
         temperature=temperature,
+        word_temperature=calibrate_words(run.words()),
         trained_steps=step,
     )
     return JointReranker(model, described, run.dtype)
@@ -251,6 +253,25 @@ def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
         relevance = passages.log_softmax(1)[:, 0]
         losses -= relevance + torch.logsumexp(sentences.log_softmax(1)[:, one.gold], 1)
     return threshold, _TEMPERATURES[losses.argmin()].item()
+
+
+def calibrate_words(words: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """The temperature under which the words that answer are likeliest to be on and all others off, a word being on
+    with the probability that is its weight: exp((its logit - the best one's) / temperature), see `word_relevance`.
+
+    Args:
+        words: of each question the logits (T,) of its gold passage's word pieces, and which of them answer.
+
+    Returns: the temperature at which the mean of both halves' log-likelihoods is highest; 1 for no questions.
+    """
+    losses = torch.zeros_like(_TEMPERATURES)
+    for logits, is_answer in words:
+        over = (logits - logits.max()).double()[None] / _TEMPERATURES[:, None]  # (K, T)
+        on = over.exp().clamp(_EPSILON, 1 - _EPSILON)
+        losses -= on[:, is_answer].log().mean(1)
+        if not is_answer.all():
+            losses -= (1 - on[:, ~is_answer]).log().mean(1)
+    return _TEMPERATURES[losses.argmin()].item() if words else 1.0
 
 
 class _Run:
@@ -366,6 +387,21 @@ class _Run:
             is_gold[self.gold(index)] = True
             judged.append(Judged(logits, is_gold))
         return judged
+
+    @torch.no_grad()
+    def words(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each question that is kept out the logits of its gold passage's word pieces, and which of them answer."""
+        self.model.eval()
+        found = []
+        for index in self.held_out:
+            batch = self.model.batch([(self.questions[index], self.passages[self.data.questions[index].passage])])
+            logits = self.model.token_logits(batch, self.dtype)[0].cpu()
+            is_answer = torch.zeros(len(logits), dtype=torch.bool)
+            is_answer[[batch.firsts[0] + place for place in self.answer_pieces(index)]] = True
+            is_read = batch.sentences[0].cpu() >= 0
+            if is_answer.any():
+                found.append((logits[is_read], is_answer[is_read]))
+        return found
 
     def _length(self, question: int) -> int:
         return self.model.n_tokens(self.questions[question], self.passages[self.data.questions[question].passage])

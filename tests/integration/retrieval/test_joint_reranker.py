@@ -150,6 +150,7 @@ DAMAGES = {
     "another kind": lambda folder: change_config(folder, kind="tokens"),
     "an unknown setting": lambda folder: change_config(folder, speed=3),
     "a temperature of 0": lambda folder: change_config(folder, temperature=0),
+    "words at a temperature of 0": lambda folder: change_config(folder, word_temperature=0),
     "a threshold that is no number": lambda folder: change_config(folder, null_threshold="low"),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "cut weights": lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"),

@@ -26,6 +26,7 @@ from knowstore.training import (
     TrainingData,
     accuracies,
     calibrate,
+    calibrate_words,
     judge,
     mine,
     train_reranker,
@@ -233,6 +234,43 @@ def test_threshold_keeps_gold_passages_and_temperature_is_the_likeliest() -> Non
     kept = [bool(torch.logsumexp(one.logits[0], 0) >= threshold) for one in judged]
     assert sum(kept) / len(kept) == pytest.approx(0.95, abs=0.01)
     assert calibrate([]) == (None, 1.0)
+
+
+def test_words_are_on_as_likely_as_their_weight_at_their_temperature() -> None:
+    torch.manual_seed(0)
+    words = []
+    for _ in range(400):  # each word is on with the probability that its weight is at temperature 3
+        logits = torch.cat([torch.zeros(1), -8 * torch.rand(9)])
+        is_answer = torch.rand(10) < (logits / 3).exp()
+        words.append((logits + 5 * torch.randn(1), is_answer))
+    balanced = calibrate_words(words)
+    literal = {}
+    for temperature in (0.3, balanced, 30.0):
+        losses = [
+            -((logits - logits.max()) / temperature).exp().clamp(1e-6, 1 - 1e-6).log()[on].mean()
+            - (1 - ((logits - logits.max()) / temperature).exp().clamp(1e-6, 1 - 1e-6)).log()[~on].mean()
+            for logits, on in words
+            if not on.all()
+        ]
+        literal[temperature] = float(torch.stack(losses).mean())
+    assert min(literal, key=literal.__getitem__) == balanced
+    assert 2.0 < balanced < 6.0
+    assert calibrate_words([]) == 1.0
+
+
+def test_a_reranker_without_negatives_learns_sentences_and_needs_no_search(
+    tiny_retriever_dir: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = JointModel(load_base(tiny_retriever_dir, n_shared=None))
+    settings = replace(CONFIG, n_negatives=0, steps=12)
+    seen: list[RerankerProgress] = []
+    trained = train_reranker(model, data, None, settings, tmp_path / "run", on_progress=seen.append)
+    assert seen[-1].sentence_accuracy is not None
+    assert seen[-1].gold_first is None
+    assert trained.config.word_temperature != 1.0
+    with pytest.raises(TrainingError):
+        train_reranker(model, data, None, replace(CONFIG, n_negatives=1), tmp_path / "other")
 
 
 def test_accuracies_count_sentences_and_passages() -> None:
