@@ -9,7 +9,7 @@ from knowstore.evaluation.forgetting import (
     forward_effect,
 )
 from knowstore.evaluation.metrics import exact_match, holds_answer, normalise, token_f1
-from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value
+from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value, proportion_interval
 
 __all__ = [
     "ForgettingMatrix",
@@ -24,5 +24,6 @@ __all__ = [
     "holds_answer",
     "normalise",
     "paired_p_value",
+    "proportion_interval",
     "token_f1",
 ]
