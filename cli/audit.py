@@ -31,6 +31,9 @@ def audit(
     seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit that was cut short last.")] = False,
     mode: Annotated[Mode, typer.Option(help="As for `knowstore ask`.")] = "experts",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Questions in one generation: more is faster, one answers as `ask` does.")
+    ] = 1,
     untrained: Annotated[bool, typer.Option("--untrained", help="Allow a hypernetwork that nobody trained.")] = False,
 ) -> None:
     """Ask every probe again over the whole store, and say what was forgotten.
@@ -42,7 +45,8 @@ def audit(
 
     chosen = None if batches is None else _numbers(batches)
     with session.open(allow_untrained=untrained) as store:
-        found = run(session, store, mode=mode, selection=Selection(since, chosen, sample, seed), resume=resume)
+        selection = Selection(since, chosen, sample, seed)
+        found = run(session, store, mode=mode, selection=selection, resume=resume, batch_size=batch_size)
     session.output.result(found, describe(found), [found["audit_id"]])
     if session.output.is_plain:
         _show_matrix(session.output, found)

@@ -232,6 +232,7 @@ def edits(
     final_sample: Annotated[int | None, typer.Option(min=1, help="Probes of each batch in the last audit.")] = None,
     mode: Annotated[Mode, typer.Option(help="As for `knowstore ask`.")] = "experts",
     seed: Annotated[int, typer.Option(help="Draws passages and edits.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one generation of an audit.")] = 16,
 ) -> None:
     """Let a new store live through many edit batches, and audit what it still knows.
 
@@ -243,8 +244,9 @@ def edits(
 
     session.kept = "every edit batch and answer so far; run the same command again to go on"
     config = EditsConfig(
-        batches, passages, updates, removals, contradictions, questions, audit_every, sample, final_sample, mode, seed
-    )
+        batches, passages, updates, removals, contradictions, questions, audit_every, sample, final_sample, mode, seed,
+        batch_size,
+    )  # fmt: skip
     rows = islice(read_rows(unrelated), n_unrelated) if unrelated is not None else ()
     found = run_edits(
         data, output, config=config, corpus=corpus or (), models=session.model_config(),

@@ -20,6 +20,7 @@ from knowstore.evaluation import (
     grouped_interval,
     normalise,
     paired_p_value,
+    proportion_interval,
     token_f1,
 )
 from knowstore.records import Mode, Probe, ProbeAnswer
@@ -76,7 +77,8 @@ class History:
 
 
 def summarise(log: AuditLog, mode: Mode) -> Figures:
-    """All finished audits of a mode as one record of fractions with 95 % intervals.
+    """All finished audits of a mode as one record of fractions with 95 % intervals, of scores by bootstrap and of
+    shares by Wilson.
 
     Rows of `matrix` and `matrix_f1` are the audited batches `audited`, columns `batches`; null where nothing was
     asked. Both hold the facts that still hold, see `History`. `same_probes` compares each probe's last score with its
@@ -138,10 +140,10 @@ def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figu
 def _scores(answers: Sequence[ProbeAnswer]) -> Figures:
     return {
         "n": len(answers),
-        **_rate("em", [one.em for one in answers]),
-        **_rate("f1", [one.f1 for one in answers]),
-        **_rate("retrieved", [float(one.rank is not None) for one in answers]),
-        **_rate("told", [float(one.is_told) for one in answers]),
+        **_mean("em", [one.em for one in answers]),
+        **_mean("f1", [one.f1 for one in answers]),
+        **_share("retrieved", [one.rank is not None for one in answers]),
+        **_share("told", [one.is_told for one in answers]),
     }
 
 
@@ -151,10 +153,10 @@ def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fi
     checked = [(probe, one, text) for probe, one, text in known if probe.answers]
     return {
         "n": len(known),
-        **_rate("same", [float(normalise(one.text) == normalise(text)) for _, one, text in known]),
-        **_rate("mounted", [float(bool(one.experts)) for _, one, _ in known]),
-        **_rate("em", [one.em for _, one, _ in checked]),
-        **_rate("em_untouched", [exact_match(text, probe.answers) for probe, _, text in checked]),
+        **_share("same", [normalise(one.text) == normalise(text) for _, one, text in known]),
+        **_share("mounted", [bool(one.experts) for _, one, _ in known]),
+        **_mean("em", [one.em for _, one, _ in checked]),
+        **_mean("em_untouched", [exact_match(text, probe.answers) for probe, _, text in checked]),
     }
 
 
@@ -176,7 +178,7 @@ def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe])
         "neither": outcomes.count(0.5),
         "newer_exact": sum(exact_match(one.text, rival.answers) == 1.0 for one, rival in rivals),
         "older_exact": sum(one.em == 1.0 for one, _ in rivals),
-        **_rate("rate", decided),
+        **_share("rate", [outcome == 1.0 for outcome in decided]),
     }
 
 
@@ -194,7 +196,7 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
         "told": len(told),
         "leaked": len(leaked),
         "retrieved": sum(one.rank is not None for one in answers),
-        **_rate("rate", [float(one.probe_id in leaked) for one in answers]),
+        **_share("rate", [one.probe_id in leaked for one in answers]),
     }
 
 
@@ -212,10 +214,16 @@ def _change(history: History, score: Callable[[Score], float]) -> Figures:
     }
 
 
-def _rate(name: str, scores: Sequence[float]) -> Figures:
+def _mean(name: str, scores: Sequence[float]) -> Figures:
     if not scores:
         return {name: None, f"{name}_ci": None}
     return {name: sum(scores) / len(scores), f"{name}_ci": list(bootstrap_interval(scores))}
+
+
+def _share(name: str, cases: Sequence[bool]) -> Figures:
+    if not cases:
+        return {name: None, f"{name}_ci": None}
+    return {name: sum(cases) / len(cases), f"{name}_ci": list(proportion_interval(sum(cases), len(cases)))}
 
 
 def _interval(groups: Sequence[Sequence[float]]) -> list[float] | None:

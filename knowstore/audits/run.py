@@ -16,7 +16,7 @@ from knowstore.prompts import question_prompt
 from knowstore.records import Answer, Asked, Audit, Mode, Probe, ProbeAnswer
 from knowstore.store import KnowledgeStore
 
-_BATCH = 16
+_KEPT_AT_ONCE = 16  # answers
 
 
 def run_audit(
@@ -25,6 +25,7 @@ def run_audit(
     mode: Mode = "experts",
     selection: Selection | None = None,
     resume: bool = False,
+    batch_size: int = 1,
     on_progress: OnProgress | None = None,
 ) -> dict[str, object]:
     """Ask probes of every batch again, keep every answer, and say what was forgotten (DESIGN §7).
@@ -36,6 +37,8 @@ def run_audit(
         mode: as for `KnowledgeStore.ask`.
         selection: which probes; all when None.
         resume: go on with the audit that was cut short last, in its mode and with its probes.
+        batch_size: questions in one generation. More are faster, but what stands beside a question changes the last
+            bits of its sums, and now and then a word of its answer; one gives what `ask` gives.
 
     Returns: what `summarise` gives for the mode, with `audit_id`, `batch_id`, `n`, `seconds` of this audit.
 
@@ -47,11 +50,12 @@ def run_audit(
     probes = {probe.id: probe for probe in log.probes()}
     audit = _interrupted(store) if resume else _begin(store, list(probes.values()), mode, selection or Selection())
     waiting = log.unanswered(audit.id)
-    for first in range(0, len(waiting), _BATCH):
-        part = waiting[first : first + _BATCH]
+    n_kept = max(_KEPT_AT_ONCE, batch_size)
+    for first in range(0, len(waiting), n_kept):
+        part = waiting[first : first + n_kept]
         started = time.perf_counter()
         answers = store.ask_many(
-            [probes[one.probe_id].question for one in part], mode=audit.mode, batch_size=_BATCH, at=audit.batch_id
+            [probes[one.probe_id].question for one in part], mode=audit.mode, batch_size=batch_size, at=audit.batch_id
         )
         bare = _untouched(store, part, probes)
         kept = [_scored(answer, one, probes, bare) for answer, one in zip(answers, part, strict=True)]
@@ -154,5 +158,5 @@ def _key(store: KnowledgeStore, question: str) -> str:
 def _bare_answers(store: KnowledgeStore, questions: Sequence[str]) -> list[str]:
     from knowstore.experts import Prompt, generate
 
-    prompts = [Prompt("", question_prompt(question)) for question in questions]
-    return [one.text for one in generate(store.models.llm, prompts, None, 0, store.generation)] if prompts else []
+    llm, how = store.models.llm, store.generation
+    return [generate(llm, [Prompt("", question_prompt(one))], None, 0, how)[0].text for one in questions]

@@ -28,7 +28,8 @@ class EditsConfig:
     """How many edit batches of how many passages, and which shares of them change what was there before.
 
     `audit_every` batches there is an audit of `sample` probes of each batch and kind; the last audit, after the last
-    batch, asks `final_sample` of them, or all if None. 0 means that there is no other audit than the last.
+    batch, asks `final_sample` of them, or all if None. 0 means that there is no other audit than the last. `batch_size`
+    is `run_audit`'s.
     """
 
     n_batches: int = 40
@@ -42,6 +43,7 @@ class EditsConfig:
     final_sample: int | None = None
     mode: Mode = "experts"
     seed: int = 0
+    batch_size: int = 16
 
     @property
     def n_fresh(self) -> int:
@@ -242,7 +244,10 @@ def _audit(
         return
     is_cut_short = any(one.batch_id == at for one in log.audits(finished=False)[-1:])
     selection = Selection(sample=sample, seed=config.seed)
-    run_audit(store, mode=config.mode, selection=selection, resume=is_cut_short, on_progress=on_progress)
+    run_audit(
+        store, mode=config.mode, selection=selection, resume=is_cut_short, batch_size=config.batch_size,
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
 def _measured(store: KnowledgeStore, mode: Mode) -> dict[str, object]:

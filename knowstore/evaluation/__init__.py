@@ -10,7 +10,7 @@ from knowstore.evaluation.forgetting import (
 )
 from knowstore.evaluation.metrics import exact_match, holds_answer, normalise, token_f1
 from knowstore.evaluation.ratios import median_ratio
-from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value
+from knowstore.evaluation.uncertainty import bootstrap_interval, grouped_interval, paired_p_value, proportion_interval
 
 __all__ = [
     "ForgettingMatrix",
@@ -26,5 +26,6 @@ __all__ = [
     "median_ratio",
     "normalise",
     "paired_p_value",
+    "proportion_interval",
     "token_f1",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 _AT_ONCE = 1_000_000  # drawn scores in memory
+_Z = 1.959964  # of the normal distribution, for 95 %
 
 
 def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, n_samples: int = 2000) -> tuple[float, float]:
@@ -33,6 +34,20 @@ def grouped_interval(groups: Sequence[Sequence[float]], *, seed: int = 0, n_samp
         raise ValueError("an interval needs at least one score")
     generator = np.random.default_rng(seed)
     return _middle(np.mean([_resampled_means(group, generator, n_samples) for group in kept], axis=0))
+
+
+def proportion_interval(n_hits: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, which none or all of few cases do not shrink to a point.
+
+    Raises:
+        ValueError: no cases.
+    """
+    if n == 0:
+        raise ValueError("an interval needs at least one case")
+    share, z2 = n_hits / n, _Z**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = _Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n**2)))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def paired_p_value(differences: Sequence[float], *, seed: int = 0, n_samples: int = 10_000) -> float:

@@ -15,6 +15,7 @@ from knowstore.evaluation import (
     forward_effect,
     grouped_interval,
     paired_p_value,
+    proportion_interval,
 )
 
 Scored = list[tuple[int, int, float]]
@@ -104,3 +105,18 @@ def test_few_pairs_are_tested_under_all_signs(differences: list[float]) -> None:
 def test_many_pairs_are_tested_under_random_signs() -> None:
     assert paired_p_value([1.0] * 30 + [-1.0] * 10) == pytest.approx(0.0022, abs=0.0015)  # McNemar's exact test
     assert paired_p_value([1.0, -1.0] * 20) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("n_hits", "n", "low", "high"), [(0, 4, 0.0, 0.4899), (8, 10, 0.4902, 0.9433), (10, 10, 0.7225, 1.0)]
+)
+def test_proportions_have_wilsons_interval(n_hits: int, n: int, low: float, high: float) -> None:
+    assert proportion_interval(n_hits, n) == pytest.approx((low, high), abs=1e-4)
+    share, z2 = n_hits / n, 1.959964**2  # its ends solve (p - share)^2 = z^2 p (1 - p) / n
+    for end in proportion_interval(n_hits, n):
+        assert (end - share) ** 2 == pytest.approx(z2 * end * (1 - end) / n, abs=1e-6)
+
+
+def test_a_proportion_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        proportion_interval(0, 0)
