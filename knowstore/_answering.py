@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +21,10 @@ from knowstore.records import Answer, Hit, Mode, MountedExpert
 from knowstore.retrieval import RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM, Mountable
+    from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Mountable
 
 Vector = npt.NDArray[np.float32]
+_ABSURD = 100.0  # times the bound on what experts add
 
 
 @dataclass
@@ -123,10 +124,10 @@ class Reader:
 
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
         """The experts of B questions, ready to be mounted."""
-        from knowstore.experts import combine
+        from knowstore.experts import Amplitude, combine
 
         hypernetwork, llm = self.models.hypernetwork, self.models.llm
-        return combine(
+        experts = combine(
             [self.mountable(mounted) for mounted in questions],
             device=llm.device,
             dtype=llm.dtype,
@@ -134,6 +135,7 @@ class Reader:
             query=hypernetwork.query,
             max_norm=hypernetwork.config.max_norm,
         )
+        return replace(experts, amplitude=Amplitude())
 
     def answer(
         self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None
@@ -167,10 +169,27 @@ class Reader:
         return [
             Answer(
                 question, one.text, mode, tuple(mounted), tuple(hits), seconds, is_null=not mounted,
-                notes=(f"{one.n_cut} tokens of passages were cut to fit the model",) if one.n_cut else (),
+                notes=_notes(one, experts),
             )
             for question, one, mounted, hits in zip(questions, generated, all_mounted, all_hits, strict=True)
         ]  # fmt: skip
+
+
+def _notes(generated: Generated, experts: Experts | None) -> tuple[str, ...]:
+    """What an answer's reader should know: what was cut, and experts out of all proportion."""
+    notes = []
+    if n_passages := generated.n_cut - generated.n_question_cut:
+        notes.append(f"{n_passages} tokens of passages were cut to fit the model")
+    if generated.n_question_cut:
+        notes.append(f"the first {generated.n_question_cut} tokens of the question were cut to fit the model")
+    if experts is not None and experts.amplitude is not None and experts.max_norm is not None:
+        largest = experts.amplitude.largest
+        if largest > _ABSURD * experts.max_norm:
+            notes.append(
+                f"experts would have added {largest:.3g} where {experts.max_norm:.3g} is the bound, and were held to "
+                "it: run `knowstore verify`"
+            )
+    return tuple(notes)
 
 
 @contextmanager

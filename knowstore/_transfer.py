@@ -83,7 +83,7 @@ class Bundle:
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']}, expected {_FORMAT}")
             return cls(folder, {str(key): str(value) for key, value in manifest["fingerprints"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(path, error) from error
 
     def check(self, fingerprints: dict[str, str]) -> None:

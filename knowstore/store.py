@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
@@ -373,12 +374,17 @@ class KnowledgeStore:
         batch_size: int = 16,
     ) -> list[Answer]:
         """Answer questions in batches, each with its own experts; arguments as for `ask`."""
+        return list(self.ask_each(questions, mode=mode, filters=filters, batch_size=batch_size))
+
+    def ask_each(
+        self, questions: Iterable[str], *, mode: Mode = "experts", filters: Filters | None = None, batch_size: int = 16
+    ) -> Iterator[Answer]:
+        """As `ask_many`, but each answer is given as soon as its batch is done and none is kept: for any number."""
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
-        answers: list[Answer] = []
-        for first in range(0, len(questions), batch_size):
-            answers += self._answer(questions[first : first + batch_size], mode, filters, None)
-        return answers
+        remaining = iter(questions)
+        while batch := list(islice(remaining, batch_size)):
+            yield from self._answer(batch, mode, filters, None)
 
     def _answer(
         self, questions: Sequence[str], mode: Mode, filters: Filters | None, on_text: Callable[[str], None] | None

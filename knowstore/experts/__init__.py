@@ -1,6 +1,7 @@
 """Hypernetworks, the experts that they generate, and mounting these on a frozen LLM."""
 
 from knowstore.experts.expert import (
+    Amplitude,
     Expert,
     Experts,
     Factors,
@@ -19,6 +20,7 @@ from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
 from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
 __all__ = [
+    "Amplitude",
     "Expert",
     "Experts",
     "Factors",
