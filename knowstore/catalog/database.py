@@ -65,6 +65,8 @@ class Database:
         if not self.is_sqlite:
             try:
                 return create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
+            except (ArgumentError, ValueError):
+                raise _bad_url("the catalog's URL has options that psycopg does not take") from None
             except ImportError as error:
                 raise ConfigError(
                     f"the catalog {self.name} needs psycopg, which is not installed",
@@ -174,6 +176,10 @@ def _parse(reference: str | Path) -> URL:
                 raise _bad_url("the catalog's URL names no file, and other processes must be able to open it")
             if url.query:
                 raise _bad_url(f"the catalog's URL has options that SQLite does not take: {', '.join(url.query)}")
+            if url.host or url.username or url.password:
+                raise _bad_url("the catalog's URL names a host or a user, which SQLite has not")
+            if "\0" in url.database:
+                raise _bad_url("the catalog's URL holds a NUL byte")
             return url.set(drivername="sqlite", database=str(Path(url.database).resolve()))
         case other:
             raise _bad_url(f"the catalog's URL names the database {other!r}")

@@ -328,7 +328,7 @@ def _check_prompts(pairs: list[tuple[str, str]]) -> None:
     """A passage takes one line of the prompt, behind the word that says that it is one, and a question one as well."""
     for line in passages_prompt(pairs).splitlines():
         assert line.startswith("Passage:"), line
-    question = question_prompt(pairs[0][1] if pairs else "x")
+    question = question_prompt(pairs[0][1])
     assert len(question.splitlines()) == 2
     assert question.endswith("\nAnswer:")
 
@@ -350,5 +350,5 @@ TARGETS: dict[str, Target] = {
     "columns": Target(texts.map(lambda text: text.replace(" ", ",")), _check_columns),
     "urls": Target(st.tuples(_schemes, st.text(max_size=4), _hosts, texts), _check_url),
     "commands": Target(st.lists(st.one_of(texts, _url_arguments), max_size=4), _check_command),
-    "prompts": Target(st.lists(st.tuples(texts, texts), max_size=3), _check_prompts),
+    "prompts": Target(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), _check_prompts),
 }

@@ -197,6 +197,8 @@ def test_opening_without_migrating_creates_nothing(tmp_path: Path) -> None:
         "catalog.db",
         "sqlite://",
         "sqlite:///:memory:",
+        "sqlite://user:s3cret@host/c.db",
+        "sqlite:///a%00b.db",
         "sqlite:///file:c.db?uri=true",
         "sqlite:///c.db?mode=ro",
         "mysql://u:s3cret-word@h/d",
