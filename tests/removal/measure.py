@@ -62,22 +62,26 @@ def measure(folder: Path, models: ModelConfig, cache_dir: Path, *, n_passages: i
     ):
         store.add(passages)
         bank = store._existing_bank()
-        tensors = {one.passage_id: one.data for one in bank.iter_encoded([passage.passage_id for passage in purged])}
+        tensors = {one.passage_id: one.data for one in bank.iter_encoded()}
         store.remove([passage.passage_id for passage in purged], purge=True)
         never.add(kept)
+        others = b"".join(tensors[passage.passage_id] for passage in kept)
         files = [path.read_bytes() for path in store.layout.folder.rglob("*") if path.is_file()]
         questions = [f"Where does {passage.text.split()[0]} lie?" for passage in passages[:n_questions]]
         return Left(
             purged=len(purged),
-            leaked_texts=sum(_is_in(files, passage.text.encode()) for passage in purged),
-            leaked_tensors=sum(_is_in(files, tensors[passage.passage_id]) for passage in purged),
+            leaked_texts=sum(_is_in(files, passage.text.encode(), b"") for passage in purged),
+            leaked_tensors=sum(_is_in(files, tensors[passage.passage_id], others) for passage in purged),
             questions=len(questions),
             different_logits=sum(not torch.equal(*_both(store, never, question)) for question in questions),
         )
 
 
-def _is_in(files: Sequence[bytes], data: bytes) -> bool:
-    return any(piece in file for piece in _pieces(data) for file in files)
+def _is_in(files: Sequence[bytes], data: bytes, others: bytes) -> bool:
+    """Whether a piece of the data that is not also in `others` is in a file."""
+    pieces = [piece for piece in _pieces(data) if piece not in others]
+    assert pieces
+    return any(piece in file for piece in pieces for file in files)
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

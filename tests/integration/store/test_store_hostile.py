@@ -107,7 +107,7 @@ def test_an_interrupt_leaves_the_store_live_and_the_command_can_be_run_again(
         patched.setattr(owner, name, lambda *_args, **_options: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             store.ingest([path])
-    assert [one.text for one in (stored.passage for stored in store.passages())] == [one.text for one in facts[:2]]
+    assert {stored.passage_id for stored in store.passages()} == {one.passage_id for one in facts[:2]}
     report = open_store().ingest([path])
     assert (report.passages_added, report.passages_superseded) == (2, 1)
     assert store.verify().problems == ()
