@@ -34,7 +34,6 @@ from knowstore.errors import CatalogError, ConfigError, SchemaError, StoreLocked
 _T = TypeVar("_T", int, str)
 BUSY_TIMEOUT_S = 30
 _KEPT = "the catalog is as it was before this call"
-_SECRETS = ("password", "passfile", "sslpassword")
 
 
 class Database:
@@ -56,8 +55,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL as it may be shown: without any password."""
-        shown = self.url.update_query_dict({key: "***" for key in _SECRETS if key in self.url.query})
+        """The URL as it may be shown: without any password, and so without what options are set to."""
+        shown = self.url.set(query={key: "***" for key in self.url.query if key.isidentifier()})
         return shown.render_as_string(hide_password=True)
 
     def new_engine(self, *, foreign_keys: bool = True) -> Engine:
@@ -163,6 +162,7 @@ def _parse(reference: str | Path) -> URL:
     if isinstance(reference, Path):
         return URL.create("sqlite", database=str(reference.resolve()))
     try:
+        reference.encode()
         url = make_url(reference)
     except (ArgumentError, ValueError):
         raise _bad_url("the catalog's URL cannot be read") from None

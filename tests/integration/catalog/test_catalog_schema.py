@@ -199,6 +199,7 @@ def test_opening_without_migrating_creates_nothing(tmp_path: Path) -> None:
         "sqlite:///:memory:",
         "sqlite://user:s3cret@host/c.db",
         "sqlite:///a%00b.db",
+        "postgresql://u:s3cret@h/\ud800",
         "sqlite:///file:c.db?uri=true",
         "sqlite:///c.db?mode=ro",
         "mysql://u:s3cret-word@h/d",
