@@ -21,10 +21,11 @@ from knowstore.records import Answer, Hit, Mode, MountedExpert
 from knowstore.retrieval import RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM, Prompt
+    from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Prompt
 
 Vector = npt.NDArray[np.float32]
 _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
+_ABSURD = 100.0  # times the bound on what experts add
 
 
 @dataclass
@@ -124,7 +125,7 @@ class Reader:
 
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
         """The experts of B questions, read from the bank and materialised at once, ready to be mounted."""
-        from knowstore.experts import combine
+        from knowstore.experts import Amplitude, combine
 
         hypernetwork, llm = self.models.hypernetwork, self.models.llm
         ids = list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted))
@@ -137,7 +138,7 @@ class Reader:
             ]
             for mounted in questions
         ]
-        return combine(
+        combined = combine(
             weighed,
             device=llm.device,
             dtype=llm.dtype,
@@ -145,6 +146,7 @@ class Reader:
             query=hypernetwork.query,
             max_norm=hypernetwork.config.max_norm,
         )
+        return replace(combined, amplitude=Amplitude())
 
     def experts(self, questions: Sequence[Sequence[MountedExpert]], mode: Mode) -> Experts | None:
         """What is mounted to answer B questions: the passages' experts where the mode has them, and where passages are
@@ -203,7 +205,7 @@ class Reader:
             Answer(
                 one.question, written.text, mode, tuple(one.mounted), tuple(one.hits),
                 _seconds(one.timer, timer, written.first_token_s), is_null=not one.mounted,
-                notes=(f"{written.n_cut} tokens of passages were cut to fit the model",) if written.n_cut else (),
+                notes=_notes(written, experts),
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
@@ -239,6 +241,23 @@ def _seconds(choosing: Timer, writing: Timer, first_token_s: float) -> dict[str,
     seconds = {name.replace(" ", "_"): value for name, value in stages.items()}
     seconds["total"] = sum(stages.values())
     return seconds | ({"first_token": first_token_s} if first_token_s else {})
+
+
+def _notes(generated: Generated, experts: Experts | None) -> tuple[str, ...]:
+    """What an answer's reader should know: what was cut, and experts out of all proportion."""
+    notes = []
+    if n_passages := generated.n_cut - generated.n_question_cut:
+        notes.append(f"{n_passages} tokens of passages were cut to fit the model")
+    if generated.n_question_cut:
+        notes.append(f"the first {generated.n_question_cut} tokens of the question were cut to fit the model")
+    if experts is not None and experts.amplitude is not None and experts.max_norm is not None:
+        largest = experts.amplitude.largest
+        if largest > _ABSURD * experts.max_norm:
+            notes.append(
+                f"experts would have added {largest:.3g} where {experts.max_norm:.3g} is the bound, and were held to "
+                "it: run `knowstore verify`"
+            )
+    return tuple(notes)
 
 
 @contextmanager

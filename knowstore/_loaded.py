@@ -133,7 +133,7 @@ class LoadedModels:
         try:
             described = json.loads(path.read_text("utf-8"))
             return {"layer": int(described["layer"]), **described}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise HypernetworkError(
                 f"{path} is not the description of a hypernetwork: {error}",
                 kept="the store is as it was",

@@ -77,13 +77,14 @@ class Bundle:
         """Read the manifest; see `KnowledgeStore.import_` for what is raised."""
         path = folder / "manifest.json"
         try:
+            _check_regular(path)
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
                 raise ValueError(f"larger than {_MAX_MANIFEST_BYTES} bytes")
             manifest = json.loads(path.read_text("utf-8"))
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']}, expected {_FORMAT}")
             return cls(folder, {str(key): str(value) for key, value in manifest["fingerprints"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(path, error) from error
 
     def check(self, fingerprints: dict[str, str]) -> None:
@@ -150,6 +151,7 @@ class Bundle:
     def _parts(self, name: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """Rows of a file, some at a time."""
         try:
+            _check_regular(self.folder / name)
             with pq.ParquetFile(self.folder / name) as file:
                 absent = set(columns) - set(file.schema_arrow.names)
                 if absent:
@@ -158,6 +160,12 @@ class Bundle:
                     yield batch.to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(self.folder / name, error) from error
+
+
+def _check_regular(path: Path) -> None:
+    """Raise OSError for what a read would wait on for ever, such as a pipe."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
 
 
 def _row(raw: dict[str, Any]) -> PassageRow:

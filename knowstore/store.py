@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
@@ -381,6 +382,16 @@ class KnowledgeStore:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
         return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size) if questions else []
+
+    def ask_each(
+        self, questions: Iterable[str], *, mode: Mode = "experts", filters: Filters | None = None, batch_size: int = 16
+    ) -> Iterator[Answer]:
+        """As `ask_many`, but each answer is given as soon as its batch is done and none is kept: for any number."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
+        remaining = iter(questions)
+        while batch := list(islice(remaining, batch_size)):
+            yield from self._answer(batch, mode, filters, None)
 
     def _answer(
         self,

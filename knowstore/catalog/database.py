@@ -34,7 +34,6 @@ from knowstore.errors import CatalogError, ConfigError, SchemaError, StoreLocked
 _T = TypeVar("_T", int, str)
 BUSY_TIMEOUT_S = 30
 _KEPT = "the catalog is as it was before this call"
-_SECRETS = ("password", "passfile", "sslpassword")
 
 
 class Database:
@@ -56,8 +55,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL as it may be shown: without any password."""
-        shown = self.url.update_query_dict({key: "***" for key in _SECRETS if key in self.url.query})
+        """The URL as it may be shown: without any password, and so without what options are set to."""
+        shown = self.url.set(query={key: "***" for key in self.url.query if key.isidentifier()})
         return shown.render_as_string(hide_password=True)
 
     def new_engine(self, *, foreign_keys: bool = True) -> Engine:
@@ -65,6 +64,8 @@ class Database:
         if not self.is_sqlite:
             try:
                 return create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
+            except (ArgumentError, ValueError):
+                raise _bad_url("the catalog's URL has options that psycopg does not take") from None
             except ImportError as error:
                 raise ConfigError(
                     f"the catalog {self.name} needs psycopg, which is not installed",
@@ -170,6 +171,7 @@ def _parse(reference: str | Path) -> URL:
     if isinstance(reference, Path):
         return URL.create("sqlite", database=str(reference.resolve()))
     try:
+        reference.encode()
         url = make_url(reference)
     except (ArgumentError, ValueError):
         raise _bad_url("the catalog's URL cannot be read") from None
@@ -183,6 +185,10 @@ def _parse(reference: str | Path) -> URL:
                 raise _bad_url("the catalog's URL names no file, and other processes must be able to open it")
             if url.query:
                 raise _bad_url(f"the catalog's URL has options that SQLite does not take: {', '.join(url.query)}")
+            if url.host or url.username or url.password:
+                raise _bad_url("the catalog's URL names a host or a user, which SQLite has not")
+            if "\0" in url.database:
+                raise _bad_url("the catalog's URL holds a NUL byte")
             return url.set(drivername="sqlite", database=str(Path(url.database).resolve()))
         case other:
             raise _bad_url(f"the catalog's URL names the database {other!r}")

@@ -1,6 +1,7 @@
 """Hypernetworks, the experts that they generate, and mounting these on a frozen LLM."""
 
 from knowstore.experts.expert import (
+    Amplitude,
     Expert,
     Experts,
     Factors,
@@ -21,6 +22,7 @@ from knowstore.experts.reader import ReaderConfig, ReaderHypernetwork
 from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
 __all__ = [
+    "Amplitude",
     "Expert",
     "Experts",
     "Factors",

@@ -119,6 +119,22 @@ class Expert:
         return Factors(up, select, select.T.contiguous(), down)
 
 
+class Amplitude:
+    """The largest norm of what experts would have added at a position without their bound."""
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None
+
+    def see(self, norm: Tensor) -> None:
+        """Note the norms of some positions, without waiting for their device."""
+        seen = norm.detach().nan_to_num(nan=float("inf")).amax()
+        self._largest = seen if self._largest is None else torch.maximum(self._largest, seen)
+
+    @property
+    def largest(self) -> float:
+        return 0.0 if self._largest is None else float(self._largest)
+
+
 @dataclass(frozen=True)
 class Experts:
     """What is mounted for B questions: sum_k r_k E_k(x) plus the static expert, which no passage owns.
@@ -133,6 +149,7 @@ class Experts:
         query: experts below the mount layer, trained with the hypernetwork as well, and no knowledge either.
         is_on: (B, 1, 1), 0 where the null option won: nothing is added for that question.
         max_norm: bound on the norm of what all passages' experts add at a position; None adds Eq. 6 as it is.
+        amplitude: where the largest norm before that bound is noted.
     """
 
     up: Tensor | None = None
@@ -144,6 +161,7 @@ class Experts:
     query: QueryExperts | None = None
     is_on: Tensor | None = None
     max_norm: float | None = None
+    amplitude: Amplitude | None = None
 
     @property
     def n_questions(self) -> int:
@@ -181,6 +199,7 @@ class Experts:
             query=self.query,
             is_on=each(self.is_on),
             max_norm=self.max_norm,
+            amplitude=self.amplitude,
         )
 
 
@@ -198,7 +217,10 @@ def expert_output(experts: Experts, x: Tensor) -> Tensor:
         total = summed if total is None else total + summed
     if total is not None and experts.max_norm is not None:
         norm = total.float().norm(dim=-1, keepdim=True)
-        total = total * (experts.max_norm / norm.clamp(min=experts.max_norm)).to(total.dtype)
+        if experts.amplitude is not None:
+            experts.amplitude.see(norm)
+        scale = (experts.max_norm / norm.clamp(min=experts.max_norm)).to(total.dtype)
+        total = torch.where(norm.isfinite(), total * scale, 0.0)  # an expert out of all proportion adds nothing
     if experts.static is not None:
         static = experts.static.output(x)
         total = static if total is None else total + static

@@ -28,11 +28,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generated:
-    """The text of one answer, when its first token was there, and how many tokens of its prompt were cut."""
+    """The text of one answer, when its first token was there, and how many tokens of its prompt were cut, and of its
+    question among them."""
 
     text: str
     first_token_s: float
     n_cut: int
+    n_question_cut: int = 0
 
 
 class _Stream(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
@@ -88,11 +90,12 @@ def generate(
     pack(llm.model)
     limit = _max_prompt_tokens(llm, config.max_tokens)
     rows: list[list[int]] = []
-    starts, cuts = [], []
+    starts, cuts, question_cuts = [], [], []
     for prompt in prompts:
         question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
         before = llm.prompt_ids(prompt.before) if prompt.before else []
         n_cut = max(0, len(before) + len(question) - limit)
+        question_cuts.append(max(0, len(question) - limit))
         before, question = before[: max(0, len(before) - n_cut)], question[-limit:]
         rows.append(before + question)
         starts.append(len(before))
@@ -124,7 +127,10 @@ def generate(
             **sampling,
         )
     first = stream.first_token_s if stream is not None else 0.0
-    return [Generated(decode(llm, row[width:].tolist()), first, cut) for row, cut in zip(out, cuts, strict=True)]
+    return [
+        Generated(decode(llm, row[width:].tolist()), first, cut, of_question)
+        for row, cut, of_question in zip(out, cuts, question_cuts, strict=True)
+    ]
 
 
 def _max_prompt_tokens(llm: FrozenLLM, max_new_tokens: int) -> int:

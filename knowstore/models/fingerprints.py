@@ -60,7 +60,7 @@ def directory_fingerprint(path: Path, *, cache_dir: Path | None = None) -> str:
     digests = [(file.relative_to(path).as_posix(), file_digest(file, cache_dir=cache_dir)) for file in weights + others]
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelNotFoundError(
             f"{config} is not JSON: {error}",
             kept="nothing was loaded",

@@ -81,6 +81,7 @@ class CrossEncoderReranker:
             readable(texts),
             truncation="longest_first",
             max_length=self._max_tokens,
+            split_special_tokens=True,
         )
         logits = [0.0] * len(texts)
         for indices in batches_by_length([len(ids) for ids in pairs["input_ids"]]):

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from knowstore.encoders import BaseEncoder, load_base
+from knowstore.encoders import BaseEncoder, load_base, read_tensors
 from knowstore.errors import ConfigError, KnowledgeStoreError, RetrievalError
 from knowstore.retrieval.encoding import batches_by_length, readable, usable_tokens
 from knowstore.retrieval.late import LateReranker
@@ -29,6 +29,7 @@ UNREAD = -1e4
 
 _QUESTION_TOKENS = 48
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_MAX_CONFIG_BYTES = 1 << 20
 
 Spans = Sequence[tuple[int, int]]
 
@@ -117,7 +118,11 @@ class JointModel(nn.Module):
             return []
         limit = min(_QUESTION_TOKENS, (self.max_tokens - 3) // 2)
         encodings = self.base.tokenizer(
-            readable(questions), add_special_tokens=False, truncation=True, max_length=limit
+            readable(questions),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=limit,
+            split_special_tokens=True,
         )
         ids: list[list[int]] = encodings["input_ids"]
         return ids
@@ -134,6 +139,7 @@ class JointModel(nn.Module):
             truncation=True,
             max_length=self.max_tokens,
             return_offsets_mapping=True,
+            split_special_tokens=True,
         )
         rows = zip(encodings["input_ids"], encodings["offset_mapping"], heads, passages, strict=True)
         return [
@@ -289,10 +295,8 @@ class JointReranker:
             )
         model = JointModel(encoder, config.max_tokens)
         try:
-            weights = load_file(folder / _WEIGHTS)
-            if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-                raise ValueError("its weights are not finite")
-            model.set_weights(weights)
+            shapes = {name: tuple(tensor.shape) for name, tensor in model.weights().items()}
+            model.set_weights(read_tensors(folder / _WEIGHTS, shapes))
         except (ConfigError, OSError, ValueError, SafetensorError) as error:
             raise _unreadable(folder, error) from error
         model = model.eval().requires_grad_(False).to(torch.device(device))
@@ -381,12 +385,14 @@ def read_config(folder: Path) -> JointConfig:
         RetrievalError: it is missing, damaged, or of another kind.
     """
     try:
+        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
         described = json.loads((folder / _CONFIG).read_text("utf-8"))
         kind = described.pop("kind", None)
         if kind != KIND:
             raise ValueError(f"its kind is {kind!r}, expected {KIND!r}")
         return JointConfig(**described)
-    except (RetrievalError, OSError, ValueError, TypeError, AttributeError) as error:
+    except (RetrievalError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(folder, error) from error
 
 

@@ -86,6 +86,6 @@ def _kind(path: Path) -> object:
     """The `kind` that one of our own checkpoints names."""
     try:
         described = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return described.get("kind") if isinstance(described, dict) else None

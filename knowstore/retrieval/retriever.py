@@ -181,7 +181,11 @@ class Retriever:
         if not texts:
             return
         encodings = self._tokenizer(
-            readable(texts), truncation=True, max_length=self.max_tokens, return_offsets_mapping=True
+            readable(texts),
+            truncation=True,
+            max_length=self.max_tokens,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
         )
         ids: list[list[int]] = encodings["input_ids"]
         for indices in batches_by_length([len(row) for row in ids]):

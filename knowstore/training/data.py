@@ -47,7 +47,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is no object")
                 yield row
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise TrainingError(
             f"{path} cannot be read as JSON Lines: {error}",
             kept="nothing was trained",

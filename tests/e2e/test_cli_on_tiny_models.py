@@ -259,3 +259,17 @@ def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
     joint = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "trained"))
     assert [hit["score"] for hit in joint["hits"]] == [hit["score"] for hit in late["hits"]]
     assert [hit["segment_scores"] for hit in joint["hits"]] != [hit["segment_scores"] for hit in late["hits"]]
+
+
+def test_a_store_is_changed_over_to_another_hypernetwork_and_back(run: Run, tiny_pooled_dir: Path) -> None:
+    run("ingest", "facts.jsonl")
+    other = ("--hypernetwork", str(tiny_pooled_dir))
+    run("ask", "Who?", *other, status=1)
+    report = _json(run("reexpert", "--json", *other))
+    assert (report["generated"], report["reused"]) == (3, 0)
+    assert _json(run("verify", "--json"))["clean"] is True
+    assert _json(run("reexpert", "--undo", "--json"))["reused"] == 3
+    run("reexpert", "--undo", "--drop-previous", status=2)
+    run("reexpert", "--drop-previous", status=2)
+    assert _json(run("reexpert", "--drop-previous", "--yes", "--json"))["dropped"] == 1
+    assert "nothing needs to be undone" in run("reexpert", "--undo", status=1).stderr

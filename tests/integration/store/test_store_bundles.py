@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,7 +101,16 @@ def _other_manifest(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
+    "pipe for manifest": lambda b: _pipe(b / "manifest.json"),
+    "pipe for experts": lambda b: _pipe(b / "experts.parquet"),
+    "manifest nested too deeply": lambda b: (b / "manifest.json").write_text("[" * 100_000),
+    "expert of another passage": lambda b: _rewrite(b / "experts.parquet", passage_id=lambda ids: ids[::-1]),
     "truncated passages": lambda b: _truncate(b / "passages.parquet"),
     "truncated experts": lambda b: _truncate(b / "experts.parquet"),
     "truncated sources": lambda b: _truncate(b / "sources.parquet"),

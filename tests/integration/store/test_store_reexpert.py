@@ -108,7 +108,7 @@ def test_a_killed_change_leaves_the_store_as_it_was_and_goes_on_where_it_was(
     store.add(facts[:4])
     before = _said(store)
     process = start_python(_KILLED, pooled.hypernetwork)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=280)
     assert process.returncode < 0, errors
     assert (_said(store), open_store().verify().problems) == (before, ())
     n_generated()

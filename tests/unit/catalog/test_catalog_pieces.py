@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import knowstore._migrations
+from knowstore.catalog.database import Database
 from knowstore.catalog.lock import _command
 from knowstore.catalog.placements import stretches
 
@@ -40,6 +41,16 @@ def test_the_command_shown_to_others_has_no_password(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["/usr/bin/knowstore", "--store", store, "ingest", "x" * 500])
     assert _command().startswith("knowstore --store postgresql://***@host/db?password=*** ingest xxx")
     assert len(_command()) == 120
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u@h/d?password=s3cret", "postgresql://?/?password=s3cret", "postgresql://h/d?a=b?password=s3cret"],
+)
+def test_a_catalog_is_shown_without_what_its_options_are_set_to(url: str) -> None:
+    database = Database(url)
+    assert database.name.startswith("postgresql+psycopg://")
+    assert "s3cret" not in database.name
 
 
 def test_revisions_import_nothing_from_knowstore() -> None:
