@@ -16,8 +16,8 @@ from knowstore.cli.app import app
 
 COMMANDS = {
     "ask", "batches", "bench ask", "bench controls", "bench methods", "db check", "db current", "db upgrade", "doctor",
-    "export", "import", "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show", "stats",
-    "train hypernetwork", "train reranker", "verify",
+    "export", "import", "ingest", "list", "models list", "models pull", "remove", "replace", "rollback", "show",
+    "stats", "train hypernetwork", "train reranker", "verify",
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "rich", "numpy")
 
