@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bank import EncodedExpert, ExpertBank
-from knowstore.bench.controls import ControlBench, read_cases
-from knowstore.config import Codec, GenerationConfig, ModelConfig
+from knowstore.bench.controls import ControlBench, open_benches
+from knowstore.config import Codec, ModelConfig
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 from knowstore.records import Passage
 from knowstore.sources import sentence_spans
@@ -50,13 +50,8 @@ def run_codecs(
         ConfigError: fewer than two questions.
     """
     started = time.perf_counter()
-    loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
-    loaded.check_trained()
-    rows: list[dict[str, object]] = []
-    for path in data:
-        cases = read_cases(path, limit, seed)
-        bench = ControlBench(loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress)
-        rows += _rows(bench, [case.passage for case in cases], on_progress)
+    benches = open_benches(data, models, limit, seed, max_tokens, on_progress)
+    rows = [row for bench in benches for row in _rows(bench, [case.passage for case in bench.cases], on_progress)]
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 

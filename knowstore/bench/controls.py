@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,23 +79,31 @@ def run_controls(
         ConfigError: fewer than two questions.
     """
     started = time.perf_counter()
-    loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
-    loaded.check_trained()
-    rows: list[dict[str, object]] = []
-    for path in data:
-        cases = read_cases(path, limit, seed, is_counterfactual=is_counterfactual)
-        rows += ControlBench(
-            loaded, path.name, cases, seed, GenerationConfig(max_tokens=max_tokens), on_progress
-        ).rows()
+    benches = open_benches(data, models, limit, seed, max_tokens, on_progress, is_counterfactual=is_counterfactual)
+    rows = [row for bench in benches for row in bench.rows()]
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def read_cases(path: Path, limit: int, seed: int, *, is_counterfactual: bool = False) -> list[Case]:
-    """At most `limit` questions of a file in the QA row format, drawn with `seed`; see `run_controls`.
+def open_benches(
+    data: Sequence[Path],
+    models: ModelConfig | None,
+    limit: int,
+    seed: int,
+    max_tokens: int,
+    on_progress: OnProgress | None,
+    *,
+    is_counterfactual: bool = False,
+) -> Iterator[ControlBench]:
+    """The questions of each file, ready to be asked; arguments and errors as for `run_controls`."""
+    loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
+    loaded.check_trained()
+    generation = GenerationConfig(max_tokens=max_tokens)
+    for path in data:
+        cases = _cases(path, limit, seed, is_counterfactual)
+        yield ControlBench(loaded, path.name, cases, seed, generation, on_progress)
 
-    Raises:
-        ConfigError: fewer than two.
-    """
+
+def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[Case]:
     found = [
         (row["question"], tuple(answers), Passage(text, row["passage"]["title"]))
         for row in read_rows(path)

@@ -11,6 +11,7 @@ from knowstore._drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
 _KIND_COLOURS = {
@@ -168,36 +169,43 @@ def plot_speed(found: Mapping[str, Any], path: Path) -> None:
     first, total, ratios = figure.subplots(1, 3, width_ratios=(3, 3, 4))
     bare = next(row for row in found["answers"] if row["method"] == "bare")
     for axes, name, title in ((first, "first_token_s", "to the first token"), (total, "total_s", "to the end")):
-        for method, colour in (("rag", _COLOURS["shuffled"]), ("experts", _COLOURS["gold"])):
-            rows = [row for row in found["answers"] if row["method"] == method]
-            seconds = [row[name] for row in rows]
-            limits = [row[f"{name}_quartiles"] for row in rows]
-            spread = [
-                [max(0.0, second - low) for second, (low, _) in zip(seconds, limits, strict=True)],
-                [max(0.0, high - second) for second, (_, high) in zip(seconds, limits, strict=True)],
-            ]
-            ks = [row["k"] for row in rows]
-            axes.errorbar(ks, seconds, spread, color=colour, marker="o", markersize=4, capsize=2, label=method)
+        _draw_seconds(axes, found["answers"], name)
         axes.axhline(bare[name], color=_COLOURS["none"], linestyle="--", label="bare model")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel("passages")
-        axes.set_ylabel("seconds from the chosen passages on")
         axes.set_title(title, fontsize=10)
         axes.legend()
-    values = [row["ratio"] for row in found["ratios"]]
-    spread = [
-        [max(0.0, row["ratio"] - row["low"]) for row in found["ratios"]],
-        [max(0.0, row["high"] - row["ratio"]) for row in found["ratios"]],
-    ]
-    places = range(len(values))
-    ratios.errorbar(values, places, xerr=spread, fmt="o", markersize=4, capsize=2, color=_COLOURS["gold"])
-    ratios.set_yticks(places, [row["name"] for row in found["ratios"]], fontsize=7)
-    ratios.invert_yaxis()
-    ratios.axvline(1.0, color=_COLOURS["none"], linestyle="--")
-    ratios.set_xscale("log")
-    ratios.set_xlabel("times as long, with 95 % intervals")
+    _draw_ratios(ratios, found["ratios"])
     figure.savefig(path)
+
+
+def _draw_seconds(axes: Axes, answers: Sequence[Mapping[str, Any]], name: str) -> None:
+    for method, colour in (("rag", _COLOURS["shuffled"]), ("experts", _COLOURS["gold"])):
+        rows = [row for row in answers if row["method"] == method]
+        seconds = [row[name] for row in rows]
+        spread = _spread(seconds, [row[f"{name}_quartiles"] for row in rows])
+        axes.errorbar([row["k"] for row in rows], seconds, spread, color=colour, marker="o", capsize=2, label=method)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("passages")
+    axes.set_ylabel("seconds from the chosen passages on")
+
+
+def _draw_ratios(axes: Axes, ratios: Sequence[Mapping[str, Any]]) -> None:
+    values = [row["ratio"] for row in ratios]
+    spread = _spread(values, [(row["low"], row["high"]) for row in ratios])
+    axes.errorbar(values, range(len(values)), xerr=spread, fmt="o", capsize=2, color=_COLOURS["gold"])
+    axes.set_yticks(range(len(values)), [row["name"] for row in ratios], fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(1.0, color=_COLOURS["none"], linestyle="--")
+    axes.set_xscale("log")
+    axes.set_xlabel("times as long, with 95 % intervals")
+
+
+def _spread(values: Sequence[float], limits: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """How far limits are below and above values, as error bars are given."""
+    return [
+        [max(0.0, value - low) for value, (low, _) in zip(values, limits, strict=True)],
+        [max(0.0, high - value) for value, (_, high) in zip(values, limits, strict=True)],
+    ]
 
 
 def plot_training(log: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, relu
+from torch.nn.functional import relu
 
 from knowstore.errors import ExpertShapeError
 
@@ -317,21 +317,11 @@ def combine(
             is_on=is_on,
             max_norm=max_norm,
         )
-    n = max(sum(expert.rank for expert, _, _ in question) for question in questions)
-    width = widths.pop()
-    ups, downs, neuron_weights = [], [], []
-    for question in questions:
-        up = torch.cat([torch.zeros(width, 0), *(e.tensors["up"].float() for e, _, _ in question)], 1)
-        down = torch.cat([torch.zeros(0, width), *(e.tensors["down"].float() for e, _, _ in question)], 0)
-        weight = torch.cat([torch.zeros(0), *(_neuron_weights(*item) for item in question)])
-        missing = n - up.shape[1]
-        ups.append(pad(up, (0, missing)))
-        downs.append(pad(down, (0, 0, 0, missing)))
-        neuron_weights.append(pad(weight, (0, missing)))
+    up, down, weights = _combine_neurons(questions, widths.pop(), dtype)
     return Experts(
-        up=torch.stack(ups).to(device, dtype),
-        down=torch.stack(downs).to(device, dtype),
-        neuron_weights=torch.stack(neuron_weights).to(device, dtype),
+        up=up.to(device),
+        down=down.to(device),
+        neuron_weights=weights.to(device, dtype),
         static=static,
         query=query,
         is_on=is_on,
@@ -350,6 +340,25 @@ def _switch(are_on: Sequence[bool], device: torch.device, dtype: torch.dtype) ->
     return (
         None if all(are_on) else torch.tensor([float(on) for on in are_on], device=device, dtype=dtype)[:, None, None]
     )
+
+
+def _combine_neurons(
+    questions: Sequence[Sequence[Mountable]], width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`up` (B, D, N), `down` (B, N, D) and weights (B, N), each number copied once; zero past a question's experts."""
+    n = max(sum(expert.rank for expert, _, _ in question) for question in questions)
+    up = torch.zeros(len(questions), width, n, dtype=dtype)
+    down = torch.zeros(len(questions), n, width, dtype=dtype)
+    weights = torch.zeros(len(questions), n)
+    for row, question in enumerate(questions):
+        first = 0
+        for expert, weight, neurons in question:
+            last = first + expert.rank
+            up[row, :, first:last] = expert.tensors["up"]
+            down[row, first:last] = expert.tensors["down"]
+            weights[row, first:last] = _neuron_weights(expert, weight, neurons)
+            first = last
+    return up, down, weights
 
 
 def _combine_factors(

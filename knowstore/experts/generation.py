@@ -110,16 +110,17 @@ def generate(
     )
     stream = _Stream(llm, started, on_text) if len(rows) == 1 and config.n_beams == 1 else None
     mounted = nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions)
+    can_stop = config.min_tokens < config.max_tokens
     sampling = {"temperature": config.sampling_temperature} if config.do_sample else {"temperature": None}
     with torch.inference_mode(), mounted:
         out = llm.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=config.max_tokens,
-            min_new_tokens=config.min_tokens or None,
+            min_new_tokens=(config.min_tokens or None) if can_stop else None,
             do_sample=config.do_sample,
             num_beams=config.n_beams,
-            eos_token_id=llm.stop_ids,
+            eos_token_id=llm.stop_ids if can_stop else [len(llm.embeddings)],  # no token at all
             pad_token_id=pad,
             top_p=None,
             top_k=None,
