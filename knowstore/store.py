@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from knowstore._mining import passage_search as passage_search  # for `knowstore
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
-from knowstore.errors import CatalogError, ConfigError, PassageError, UnknownPassageError
+from knowstore.errors import CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -108,7 +108,8 @@ class KnowledgeStore:
         on_progress: OnProgress | None = None,
         cache_dir: Path | None = None,
     ) -> KnowledgeStore:
-        """Open a store, bringing its catalog to the present schema; no model is loaded yet.
+        """Open a store, bringing its catalog to the present schema and finishing what a crash left undone behind a
+        commit, such as a purge; no model is loaded yet.
 
         Args:
             location: the store's folder.
@@ -137,7 +138,7 @@ class KnowledgeStore:
             codec = catalog.setting("codec")
             if codec is not None:
                 bank = replace(bank, codec=cast(Codec, codec))
-            return cls(
+            store = cls(
                 layout,
                 catalog,
                 loaded,
@@ -146,6 +147,8 @@ class KnowledgeStore:
                 generation or GenerationConfig(),
                 on_progress,
             )
+            store._finish()
+            return store
         except BaseException:
             catalog.close()
             raise
@@ -292,13 +295,13 @@ class KnowledgeStore:
             purge: delete text, vectors and tensors from every file of the store; no rollback brings them back.
 
         Raises:
-            UnknownPassageError: an id that is not live (with `purge`: not stored); nothing was removed.
+            UnknownPassageError: an id that is not live (with `purge`: was never stored); nothing was removed.
         """
         ids = list(dict.fromkeys(passage_ids))
         with self._writer():
             live = self.catalog.live_ids(ids)
-            stored = self._existing_table().existing(ids) if purge else live
-            self._check_known(ids, live | stored)
+            purgeable = self._existing_table().existing(ids) | self.catalog.purged(ids) if purge else set()
+            self._check_known(ids, live | purgeable)
             batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
             if purge:
                 _upkeep.purge(self.catalog, self._existing_table(), self._existing_bank(), ids)
@@ -643,7 +646,7 @@ class KnowledgeStore:
             raise
         if table is not None:
             given_up = {passage_id for passage_id, _ in (*change.removed, *change.superseded)}
-            _upkeep.settle_sources(self.catalog, table, known | given_up)
+            _upkeep.settle_sources(self.catalog, table, batch.id, known | given_up)
         return batch, model_seconds
 
     @contextmanager
@@ -651,11 +654,17 @@ class KnowledgeStore:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
         with self.catalog.writer():
             if self.layout.has_tables:
-                _upkeep.finish_purge(self.catalog, self._existing_table(), self._existing_bank())
+                _upkeep.finish(self.catalog, self._existing_table(), self._existing_bank())
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
             yield
+
+    def _finish(self) -> None:
+        """Do what a crash left undone behind a commit; a writer that is at it does so itself."""
+        if self.layout.has_tables and _upkeep.is_unfinished(self.catalog):
+            with suppress(StoreLockedError), self._writer(keep_staged=True):
+                pass
 
     # the tables
 
