@@ -98,8 +98,9 @@ class Layout:
 
     @property
     def has_tables(self) -> bool:
-        """Whether both tables are there; they come with the first batch."""
-        return (self.tables / "passages.lance").is_dir() and (self.tables / "experts.lance").is_dir()
+        """Whether both tables are there, each with a version that can be read; they come with the first batch."""
+        names = ("passages", "experts")
+        return all(any((self.tables / f"{name}.lance" / "_versions").glob("*.manifest")) for name in names)
 
     def check_catalog(self, catalog: Catalog) -> None:
         """Refuse a catalog that belongs to another store.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from knowstore._mining import passage_search as passage_search  # for `knowstore
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
-from knowstore.errors import CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
+from knowstore.errors import BankError, CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from knowstore.experts import FrozenLLM
 
 _T = TypeVar("_T")
+_C = TypeVar("_C")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,14 @@ class PassageDetail:
 
     stored: StoredPassage
     expert: dict[str, object] | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a reader sees: the latest committed edit batch, and both tables, fixed; None while there are none."""
+
+    head: int
+    tables: tuple[PassageTable, ExpertBank] | None
 
 
 class KnowledgeStore:
@@ -91,6 +101,7 @@ class KnowledgeStore:
         self._bank_config, self._on_progress = bank_config, on_progress
         self._table: PassageTable | None = None
         self._bank: ExpertBank | None = None
+        self._shown: tuple[PassageTable, ExpertBank] | None = None
         self._faiss: FaissIndex | None = None
 
     @classmethod
@@ -348,12 +359,7 @@ class KnowledgeStore:
             ConfigError: an empty question, or models that are not those of the store.
         """
         (question,) = _checked([question])
-        reader = self._reader()
-        if reader is None:
-            return []
-        hits = reader.retrieve(question, filters, Timer())
-        self._faiss = reader.faiss
-        return hits
+        return self._read(lambda reader: reader.retrieve(question, filters, Timer())) or []
 
     def ask(
         self,
@@ -398,17 +404,19 @@ class KnowledgeStore:
     ) -> list[Answer]:
         _check_mode(mode)
         questions = _checked(questions)
-        reader = self._reader()
-        if reader is None:
+
+        def answer(reader: Reader) -> list[Answer]:
+            if mode != "rag":
+                self.models.check_trained()
+            return reader.answer(questions, mode, filters, on_text)
+
+        answers = self._read(answer)
+        if answers is None:
             raise PassageError(
                 f"the store in {self.layout.folder} holds no passage yet",
                 kept="nothing was asked",
                 fix="ingest something first: `knowstore ingest PATH`",
             )
-        if mode != "rag":
-            self.models.check_trained()
-        answers = reader.answer(questions, mode, filters, on_text)
-        self._faiss = reader.faiss
         return answers
 
     def mount(
@@ -463,12 +471,13 @@ class KnowledgeStore:
 
     def passages(self, *, source: str | None = None, limit: int | None = None, offset: int = 0) -> list[StoredPassage]:
         """Live passages in the order they were added, of one source if given."""
-        head, pairs = self._at_head(lambda: self.catalog.live_placements(source=source))
-        ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
-        chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
-        if not chosen:
-            return []
-        rows = self._existing_table().get(chosen, at=head)
+
+        def read(state: _State, pairs: list[tuple[str, str]]) -> list[StoredRow]:
+            ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
+            chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
+            return state.tables[0].get(chosen, at=state.head) if chosen and state.tables is not None else []
+
+        rows = self._in_one_state(read, lambda: self.catalog.live_placements(source=source))
         return [StoredPassage(row.passage, row.id, row.live_from) for row in rows]
 
     def show(self, passage_id: str) -> PassageDetail:
@@ -507,8 +516,8 @@ class KnowledgeStore:
 
     def forget(self) -> None:
         """Drop the decoded experts that are kept in memory; the next question reads them from disk."""
-        if self._bank is not None:
-            self._bank.forget()
+        if self._shown is not None:
+            self._shown[1].forget()
 
     def weights_note(self) -> str:
         """How good the configured hypernetwork is, in its makers' words."""
@@ -543,9 +552,9 @@ class KnowledgeStore:
             ConfigError: the folder is not empty.
         """
         fingerprints = self.catalog.setting("fingerprints")
-        head, pairs = self._at_head(self.catalog.live_placements)
-        table, bank = self._existing_table(), self._existing_bank()
-        return _transfer.export(folder, head, pairs, table, bank, cast(dict[str, str], fingerprints))
+        state, pairs = self._state(self.catalog.live_placements)
+        table, bank = state.tables or (self._existing_table(), self._existing_bank())
+        return _transfer.export(folder, state.head, pairs, table, bank, cast(dict[str, str], fingerprints))
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -562,10 +571,9 @@ class KnowledgeStore:
             live = set(self.catalog.live_placements())
             n_unchanged = len(self.catalog.live_ids({passage_id for passage_id, _ in pairs}))
             change = Change([pair for pair in pairs if pair not in live], [], [])
-            table, bank = self._tables()
 
             def write(wanted: set[str], batch_id: int) -> float:
-                bundle.write(wanted, table, bank, batch_id)
+                bundle.write(wanted, *self._tables(), batch_id)
                 return 0.0
 
             batch, _ = self._apply("import", change, write, note)
@@ -668,14 +676,55 @@ class KnowledgeStore:
 
     # the tables
 
+    def _read(self, use: Callable[[Reader], _T]) -> _T | None:
+        """What `use` makes of one state of the store; None while the store is empty."""
+
+        def read(state: _State, _: None) -> _T | None:
+            reader = self._reader_of(state)
+            if reader is None:
+                return None
+            result = use(reader)
+            self._faiss = reader.faiss
+            return result
+
+        return self._in_one_state(read, lambda: None)
+
+    def _in_one_state(self, read: Callable[[_State, _C], _T], look: Callable[[], _C]) -> _T:
+        """What `read` makes of a state and of what `look` finds in the catalog then; of the next state when a purge
+        has meanwhile deleted files of this one."""
+        while True:
+            state, found = self._state(look)
+            try:
+                return read(state, found)
+            except (PassageError, BankError):
+                if self._latest_tables() == state.tables:
+                    raise
+
+    def _state(self, look: Callable[[], _C]) -> tuple[_State, _C]:
+        """The latest edit batch, the tables with it, and what `look` finds in the catalog, all of the same time."""
+        while True:
+            head, tables, found = self.catalog.head(), self._latest_tables(), look()
+            if self.catalog.head() == head:
+                return _State(head, tables), found
+
     def _reader(self) -> Reader | None:
-        """The latest snapshot; None while the store is empty. The catalog is read before the tables."""
-        head = self.catalog.head()
-        if head == 0 or not self.layout.has_tables:
+        """The latest state's; None while the store is empty."""
+        state, _ = self._state(lambda: None)
+        return self._reader_of(state)
+
+    def _reader_of(self, state: _State) -> Reader | None:
+        if state.head == 0 or state.tables is None:
             return None
         self.models.check_store(self.catalog.setting("fingerprints"))
-        table, bank = self._existing_table(), self._existing_bank()
-        return Reader(table, bank, self.models, self.retrieval, self.generation, head, self._faiss)
+        return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss)
+
+    def _latest_tables(self) -> tuple[PassageTable, ExpertBank] | None:
+        """Both tables as they are now, for reading; None while there are none."""
+        if not self.layout.has_tables:
+            return None
+        table, bank = self._shown or (PassageTable.open(str(self.layout.tables)), self._open_bank())
+        self._shown = table.latest(), bank.latest()
+        return self._shown
 
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
@@ -687,19 +736,27 @@ class KnowledgeStore:
             self.catalog.set_setting("models", asdict(self.models.config))
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
-        if not self.layout.has_tables:
-            uri = str(self.layout.tables)
-            self._table = PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
-            self._bank = None
-            ExpertBank.open(uri, fingerprint=None, create=True)
+        if self.catalog.head() == 0 and self.catalog.staged() is None:
+            self._make_tables()
         return self._existing_table(), self._existing_bank()
 
-    def _at_head(self, read: Callable[[], _T]) -> tuple[int, _T]:
-        """What `read` gets from the catalog, and the latest committed edit batch at that time."""
-        while True:
-            head, found = self.catalog.head(), read()
-            if self.catalog.head() == head:
-                return head, found
+    def _make_tables(self) -> None:
+        """Begin both tables, in the place of what a crash may have left of such a beginning.
+
+        Raises:
+            CatalogError: there are passages, though the catalog has no edit batch; nothing was changed.
+        """
+        if self.layout.has_tables and self._existing_table().count(None):
+            raise CatalogError(
+                f"the catalog has no edit batch, the tables in {self.layout.folder} hold passages: it is an older one",
+                kept="both are as they were",
+                fix="restore the catalog from a later backup, or ingest again into a new store",
+            )
+        shutil.rmtree(self.layout.tables, ignore_errors=True)
+        self._table = self._bank = self._shown = None
+        uri = str(self.layout.tables)
+        PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
+        ExpertBank.open(uri, fingerprint=None, create=True)
 
     def _existing_table(self) -> PassageTable:
         """The passages as they are now; ask the catalog first what to expect in them."""
@@ -714,12 +771,15 @@ class KnowledgeStore:
         if self._bank is not None:
             self._bank.refresh()
         else:
-            recorded = self.catalog.setting("fingerprints")
-            fingerprint = cast(dict[str, str], recorded)["experts"] if isinstance(recorded, dict) else None
-            self._bank = ExpertBank.open(
-                str(self.layout.tables), fingerprint=fingerprint, cache_bytes=self._bank_config.cache_bytes
-            )
+            self._bank = self._open_bank()
         return self._bank
+
+    def _open_bank(self) -> ExpertBank:
+        recorded = self.catalog.setting("fingerprints")
+        fingerprint = cast(dict[str, str], recorded)["experts"] if isinstance(recorded, dict) else None
+        return ExpertBank.open(
+            str(self.layout.tables), fingerprint=fingerprint, cache_bytes=self._bank_config.cache_bytes
+        )
 
     def _table_if_any(self) -> PassageTable | None:
         return self._existing_table() if self.layout.has_tables else None

@@ -280,7 +280,9 @@ def test_a_passage_that_one_source_gave_up_names_the_other_after_a_crash(
     assert sources[facts[2].passage_id] == two
 
 
-def test_a_store_whose_making_was_cut_short_can_be_opened(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+def test_a_store_whose_making_was_cut_short_can_be_opened(
+    open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
     (tmp_path / "kb").mkdir()
     (tmp_path / "kb" / f"store.json.{'0' * 32}").write_text('{"format"')
     assert open_store().add(facts[:1]).n_added == 1

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from knowstore.bank import ExpertBank
+from knowstore.catalog import Catalog
 from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError
+from knowstore.passages import PassageTable
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
@@ -123,6 +126,65 @@ def test_readers_see_a_batch_of_another_process_entirely_or_not_at_all(
     assert len(seen) > 1
     assert {hit.text.rsplit(" ", 1)[1] for hit in store.retrieve("Rome?")} == {"4."}
     assert store.verify().problems == ()
+
+
+def _meanwhile(patch: pytest.MonkeyPatch, owner: type, name: str, happens: Callable[[], object]) -> None:
+    """Let something happen, once, while `owner.name` is called: before it begins, or for `head` after it has ended."""
+    original, still_to_come = getattr(owner, name), [happens]
+
+    def called(self: object, *arguments: object, **options: object) -> object:
+        result = original(self, *arguments, **options) if name == "head" else None
+        if still_to_come:
+            still_to_come.pop()()
+        return result if name == "head" else original(self, *arguments, **options)
+
+    patch.setattr(owner, name, called)
+
+
+MOMENTS = {
+    "after the catalog is read": (Catalog, "head"),
+    "before the search": (PassageTable, "search_vector"),
+    "between vector and text search": (PassageTable, "search_text"),
+    "before the experts are read": (ExpertBank, "get"),
+}
+
+
+@pytest.mark.parametrize("is_same_object", [True, False], ids=["its own thread's", "another's"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_question_is_answered_from_one_state_while_batches_land(
+    moment: str, is_same_object: bool, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    writer = store if is_same_object else open_store()
+    store.add(facts[:3])
+    expected = store.ask("Where does Rome lie?")
+
+    def land() -> None:
+        writer.remove([facts[0].passage_id])
+        writer.rollback(2)
+
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *MOMENTS[moment], land)
+        answer = store.ask("Where does Rome lie?")
+    assert writer.catalog.head() == 3
+    assert [(hit.passage_id, hit.retrieval_score, hit.score) for hit in answer.hits] == [
+        (hit.passage_id, hit.retrieval_score, hit.score) for hit in expected.hits
+    ]
+    assert len({hit.batch_id > 1 for hit in answer.hits if hit.passage_id == facts[0].passage_id}) == 1
+    assert [one.weight for one in answer.experts] == [one.weight for one in expected.experts]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_purge_during_a_question_is_answered_from_the_state_after_it(
+    moment: str, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writer = open_store(), open_store()
+    store.add(facts[:3])
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *MOMENTS[moment], lambda: writer.remove([facts[0].passage_id], purge=True))
+        answer = store.ask("Where does Rome lie?")
+    assert {hit.passage_id for hit in answer.hits} == {one.passage_id for one in facts[1:3]}
+    assert {one.passage_id for one in answer.experts} == {one.passage_id for one in facts[1:3]}
 
 
 def test_a_store_with_its_catalog_in_postgresql_works_the_same(
