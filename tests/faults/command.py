@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import json
 import os
 import random
@@ -72,6 +73,7 @@ def _run(asked: argparse.Namespace, folder: Path) -> int:
     from tests.faults.scenes import COMMANDS
 
     models, names = make_models(), asked.commands or list(COMMANDS)
+    gc.freeze()  # or every child copies what it merely looks through
     n_bad = 0
     if asked.kills or asked.minutes:
         until = time.monotonic() + asked.minutes * 60 if asked.minutes else None

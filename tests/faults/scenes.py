@@ -22,7 +22,7 @@ from knowstore.errors import PassageError, UnknownPassageError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
-_RETRIEVAL = RetrievalConfig(null_threshold=None)
+_RETRIEVAL = RetrievalConfig(n_candidates=60, null_threshold=None)
 _GENERATION = GenerationConfig(max_tokens=2)
 
 
