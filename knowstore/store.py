@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
 from knowstore.bank import ExpertBank
-from knowstore.catalog import Catalog, Change
+from knowstore.catalog import Catalog, Change, file_lock
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
 from knowstore.errors import BankError, CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
@@ -660,13 +660,17 @@ class KnowledgeStore:
     @contextmanager
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
-        with self.catalog.writer():
+        with self._tables_lock(), self.catalog.writer():
             if self.layout.has_tables:
                 _upkeep.finish(self.catalog, self._existing_table(), self._existing_bank())
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
             yield
+
+    def _tables_lock(self) -> AbstractContextManager[None]:
+        """Keeps other writers from the tables also when the connection drops that holds the catalog's lock."""
+        return nullcontext() if self.layout.has_own_catalog else file_lock(self.layout.tables)
 
     def _finish(self) -> None:
         """Do what a crash left undone behind a commit; a writer that is at it does so itself."""

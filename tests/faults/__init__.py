@@ -2,10 +2,10 @@
 
     python -m tests.faults --kills 1000 --seed 0    random kills, half of them within a call that changes a file
     python -m tests.faults --steps 20               kills before every step of every command, 20 times each
-    python -m tests.faults --disk                   every call that changes a file fails once (EIO), or with all later
-                                                    ones (ENOSPC, EROFS)
+    python -m tests.faults --disk 1                 every call that changes a file fails, once (EIO) or with all that
+                                                    follow (ENOSPC, EROFS); with 10, each tenth call
     python -m tests.faults --soak 600               8 readers and 3 writers for so many seconds, on SQLite;
-                                                    with --catalog URL on PostgreSQL
+                                                    with --postgresql on a server of its own
 
 Each prints a table and exits 1 when anything was lost, left behind or seen torn. `--commands` chooses among the
 commands, `--jobs` says how many processes make trials. Models are random and tiny, everything else is real; after a

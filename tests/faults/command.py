@@ -6,6 +6,7 @@ import argparse
 import errno
 import gc
 import json
+import math
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +47,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=sys.modules["tests.faults"].__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--kills", type=int, default=0, help="so many trials with random kills")
-    parser.add_argument("--minutes", type=float, default=0.0, help="random kills for so long")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no trial after that")
     parser.add_argument("--steps", type=int, default=0, help="kills at each step of each command")
     parser.add_argument("--disk", type=int, default=0, metavar="STRIDE", help="let every STRIDE-th call fail")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of readers and writers at once")
-    parser.add_argument("--catalog", help="URL of an empty PostgreSQL database, for --soak")
+    parser.add_argument("--postgresql", action="store_true", help="--soak with the catalog in a server of its own")
     parser.add_argument("--commands", nargs="*", help="all when not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
@@ -74,24 +77,22 @@ def _run(asked: argparse.Namespace, folder: Path) -> int:
 
     models, names = make_models(), asked.commands or list(COMMANDS)
     gc.freeze()  # or every child copies what it merely looks through
+    asked.until = time.monotonic() + asked.minutes * 60
     n_bad = 0
-    if asked.kills or asked.minutes:
-        until = time.monotonic() + asked.minutes * 60 if asked.minutes else None
-        n_each = -(-asked.kills // asked.jobs) if asked.kills else None
-        outcomes = _share(
-            asked, folder / "kills", models, lambda bench, job: _kills(bench, names, asked, job, n_each, until)
-        )
-        n_bad += report("Random kills", outcomes)
-    if asked.steps:
-        outcomes = _share(asked, folder / "steps", models, lambda bench, job: _at_steps(bench, names, asked, job))
-        n_bad += report("Kills at every step", outcomes)
-    if asked.disk:
-        outcomes = _share(asked, folder / "disk", models, lambda bench, job: _disk(bench, names, asked, job))
-        n_bad += report("A failing disk", outcomes)
+    kinds = {
+        "kills": ("Random kills", _kills),
+        "steps": ("Kills at every step", _at_steps),
+        "disk": ("A failing disk", _disk),
+    }
+    for kind, (title, make) in kinds.items():
+        if getattr(asked, kind):
+            n_bad += report(title, _share(asked, folder / kind, models, partial(make, names=names, asked=asked)))
     if asked.soak:
         from tests.faults.soak import soak
+        from tests.postgresql import postgresql_server
 
-        n_bad += soak(folder / "soak", models, asked.soak, asked.catalog, asked.seed)
+        with postgresql_server() if asked.postgresql else nullcontext() as url:
+            n_bad += soak(folder / "soak", models, asked.soak, url, asked.seed)
     return min(n_bad, 1)
 
 
@@ -107,8 +108,8 @@ def _share(
         bench = Bench(folder / str(job), models, _N_SCENES, asked.seed + job * _N_SCENES)
         with (folder / f"{job}.jsonl").open("w") as lines:
             for outcome in make(bench, job):
-                for problem in outcome.problems:
-                    print(f"{outcome.command}, {', then '.join(outcome.steps)}: {problem}", file=sys.stderr, flush=True)
+                if outcome.problems:
+                    print(outcome, file=sys.stderr, flush=True)
                 lines.write(json.dumps(asdict(outcome)) + "\n")
 
     children = [fork(lambda job=job: work(job)) for job in range(asked.jobs)]
@@ -119,27 +120,26 @@ def _share(
     return [Outcome(**json.loads(row)) for row in rows]
 
 
-def _kills(
-    bench: Bench, names: Sequence[str], asked: argparse.Namespace, job: int, n: int | None, until: float | None
-) -> Iterator[Outcome]:
+def _kills(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespace) -> Iterator[Outcome]:
     draw = random.Random(f"{asked.seed}/{job}")
     n_killed = 0
-    while (n is None or n_killed < n) and (until is None or time.monotonic() < until):
+    while n_killed < asked.kills / asked.jobs and time.monotonic() < asked.until:
         outcome = bench.at_random(draw.choice(bench.scenes), draw.choice(names), draw)
         n_killed += outcome.n_kills
         yield outcome
 
 
-def _at_steps(bench: Bench, names: Sequence[str], asked: argparse.Namespace, job: int) -> Iterator[Outcome]:
-    """Every step of every command; turns are dealt to the jobs."""
+def _at_steps(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespace) -> Iterator[Outcome]:
+    """Every step of every command, again and again; the turns are dealt to the jobs."""
     for turn in range(job, asked.steps, asked.jobs):
         scene = bench.scenes[turn % len(bench.scenes)]
         for name in names:
             for step in range(len(bench.untroubled(scene, name).steps) + 1):
-                yield bench.at_step(scene, name, step)
+                if time.monotonic() < asked.until:
+                    yield bench.at_step(scene, name, step)
 
 
-def _disk(bench: Bench, names: Sequence[str], asked: argparse.Namespace, job: int) -> Iterator[Outcome]:
+def _disk(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespace) -> Iterator[Outcome]:
     scene = bench.scenes[0]
     trials = [
         (name, call, error, once)
@@ -148,7 +148,8 @@ def _disk(bench: Bench, names: Sequence[str], asked: argparse.Namespace, job: in
         for error, once in ((errno.EIO, True), (errno.ENOSPC, False), (errno.EROFS, False))
     ]
     for name, call, error, once in trials[job :: asked.jobs]:
-        yield bench.failing(scene, name, call, error, once=once)
+        if time.monotonic() < asked.until:
+            yield bench.failing(scene, name, call, error, once=once)
 
 
 def report(title: str, outcomes: Sequence[Outcome]) -> int:

@@ -118,7 +118,7 @@ class _Writer:
         self._counted: Counter[str] = Counter()
 
     def run(self, until: float) -> Counter[str]:
-        kinds = {self._ingest: 6, self._remove: 2, self._roll_back: 1, self._purge: 1}
+        kinds = {self._ingest: 5, self._remove: 2, self._flip: 2, self._roll_back: 1, self._purge: 2}
         while time.time() < until:
             write = self._draw.choices(list(kinds), list(kinds.values()))[0]
             try:
@@ -145,6 +145,13 @@ class _Writer:
 
     def _remove(self, source: Path) -> None:
         self._store.remove(self._live(source))
+
+    def _flip(self, source: Path) -> None:
+        """Two batches as fast as they can follow each other; the second brings back what the first removed."""
+        batch_id = self._store.remove(self._live(source)).batch_id
+        assert batch_id is not None
+        self._counted["commits"] += 1
+        self._store.rollback(batch_id)
 
     def _purge(self, source: Path) -> None:
         self._store.remove(self._live(source), purge=True)

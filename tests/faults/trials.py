@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import random
@@ -39,15 +40,20 @@ class Untroubled:
 
 @dataclass
 class Outcome:
-    """One trial: in which steps its processes were killed, and what was wrong afterwards."""
+    """One trial: in which steps its processes were killed (or which error met it, where), and what was then wrong."""
 
     command: str
     steps: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    at: str = ""
 
     @property
     def n_kills(self) -> int:
-        return sum(step != _ENDED for step in self.steps)
+        return 0 if self.at else sum(step != _ENDED for step in self.steps)
+
+    def __str__(self) -> str:
+        where = ", then ".join(self.steps) + (f" at {self.at}" if self.at else "")
+        return f"{self.command}, {where}: {'; '.join(self.problems) or 'nothing wrong'}"
 
 
 class Bench:
@@ -103,10 +109,10 @@ class Bench:
 
     def failing(self, scene: Scene, name: str, at_call: int, error: int, *, once: bool) -> Outcome:
         """Let the call number `at_call` that changes a file fail (and all later ones, unless `once`)."""
-        outcome = Outcome(name, [f"call {at_call}"])
+        outcome = Outcome(name, [errno.errorcode[error]], at=f"call {at_call}")
         with self._copy(scene, COMMANDS[name]) as store:
-            said_ = self._in_child(lambda: self._failed(store, scene, COMMANDS[name], at_call, error, once))
-            outcome.problems += said_
+            unexplained = self._in_child(lambda: self._failed(store, scene, COMMANDS[name], at_call, error, once))
+            outcome.problems += unexplained
             self._inspect(outcome, store, scene)
         return outcome
 

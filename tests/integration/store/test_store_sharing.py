@@ -8,12 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from knowstore.bank import ExpertBank
-from knowstore.catalog import Catalog
+from knowstore.catalog import Catalog, placements
 from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError
 from knowstore.passages import PassageTable
 from knowstore.records import Passage
@@ -206,6 +207,65 @@ def test_a_store_with_its_catalog_in_postgresql_works_the_same(
         assert (tmp_path / folder / "catalog.sqlite").exists() == (url is None)
         states.append(seen)
     assert states[0] == states[1]
+
+
+def _drop_connections(url: str) -> None:
+    engine = create_engine(make_url(url.split("?")[0]).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        everyone_else = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        connection.execute(text(f"{everyone_else} AND datname = current_database()"))
+    engine.dispose()
+
+
+WRITES = {
+    "while experts are written": (ExpertBank, "add"),
+    "while passages are retired": (PassageTable, "retire"),
+    "before the commit": (Catalog, "commit"),
+}
+
+
+@pytest.mark.parametrize("moment", WRITES)
+def test_a_live_writer_keeps_the_store_when_its_connections_to_the_database_drop(
+    moment: str, open_store: Open, catalog_url: str, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (open_store("pg", catalog_url=catalog_url) for _ in range(2))
+    store.add(facts[:2])
+
+    def drop() -> None:
+        _drop_connections(catalog_url)
+        with pytest.raises(StoreLockedError):
+            other.add(facts[3:4])
+
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *WRITES[moment], drop)
+        try:
+            store.replace(facts[0].passage_id, facts[2])
+        except CatalogError:
+            store.replace(facts[0].passage_id, facts[2])
+    assert {one.passage_id for one in other.passages()} == {one.passage_id for one in facts[1:3]}
+    assert (other.verify().problems, other.catalog.staged()) == ((), None)
+    assert other.add(facts[3:4]).n_added == 1
+
+
+def test_a_dropped_connection_within_the_commit_leaves_all_or_nothing(
+    open_store: Open, catalog_url: str, facts: list[Passage], visible: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("pg", catalog_url=catalog_url)
+    store.add(facts[:2])
+    before = visible(store)
+    with monkeypatch.context() as patch:
+        original = placements.apply
+
+        def drop(*arguments: Any, **options: Any) -> None:
+            original(*arguments, **options)
+            _drop_connections(catalog_url)
+
+        patch.setattr(placements, "apply", drop)
+        with pytest.raises(CatalogError, match="connection"):
+            store.replace(facts[0].passage_id, facts[2])
+    assert (visible(store), store.verify().problems, store.catalog.staged()) == (before, (), None)
+    store.replace(facts[0].passage_id, facts[2])
+    assert {one.passage_id for one in store.passages()} == {one.passage_id for one in facts[1:3]}
 
 
 def test_a_store_with_its_catalog_in_another_database_cannot_be_opened_without_it(
