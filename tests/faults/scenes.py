@@ -52,7 +52,7 @@ class Scene:
         """Give a store a past that the seed decides; passages are removed, superseded, shared and revived in it."""
         draw = random.Random(seed)
         facts = [_fact(seed, number) for number in range(20)]
-        n_first, n_second = draw.randint(4, 7), draw.randint(2, 4)
+        n_first, n_second = draw.randint(5, 8), draw.randint(2, 4)
         first, second, new = facts[:n_first], facts[n_first : n_first + n_second], facts[n_first + n_second :]
         folder.mkdir()
         store = open_store(folder / "kb", models)
