@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from tests.faults.trials import Bench, Outcome
 
 _PRELOADED = "KNOWSTORE_FAULTS_PRELOADED"
-_N_SCENES = 4
 
 
 def main() -> None:
     """Run what the arguments ask for; exits 1 when a promise was broken."""
     asked = _arguments()
-    _preload()
+    if os.environ.pop(_PRELOADED, None) is None:
+        _preload()
+    else:  # it is loaded, and programs that are started from here do without
+        shutil.rmtree(Path(os.environ.pop("LD_PRELOAD")).parent)
     warnings.simplefilter("ignore")  # of LanceDB about forks
     shared_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as folder:
@@ -53,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of readers and writers at once")
     parser.add_argument("--postgresql", action="store_true", help="--soak with the catalog in a server of its own")
     parser.add_argument("--commands", nargs="*", help="all when not given")
+    parser.add_argument("--scenes", type=int, default=4, help="how many pasts stores have")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()
@@ -61,7 +64,7 @@ def _arguments() -> argparse.Namespace:
 def _preload() -> None:
     """Start this program again with failing_io.c before the C library, where it can be compiled."""
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or os.environ.get(_PRELOADED):
+    if compiler is None or "LD_PRELOAD" in os.environ:
         return
     library = Path(tempfile.mkdtemp()) / "failing_io.so"
     source = Path(__file__).with_name("failing_io.c")
@@ -105,8 +108,8 @@ def _share(
     folder.mkdir()
 
     def work(job: int) -> None:
-        bench = Bench(folder / str(job), models, _N_SCENES, asked.seed + job * _N_SCENES)
-        with (folder / f"{job}.jsonl").open("w") as lines:
+        bench = Bench(folder / str(job), models, asked.scenes, asked.seed + job * asked.scenes)
+        with (folder / f"{job}.jsonl").open("w", buffering=1) as lines:
             for outcome in make(bench, job):
                 if outcome.problems:
                     print(outcome, file=sys.stderr, flush=True)

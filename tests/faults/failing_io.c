@@ -35,83 +35,70 @@ long faults_counted(void) { return atomic_load(&counted); }
 static int is_chosen(const char *path) {
     if (!folder[0] || strncmp(path, folder, strlen(folder))) return 0;
     long number = atomic_fetch_add(&counted, 1);
-    return first >= 0 && number >= first && number <= last;
+    return first <= number && number <= last;
 }
 
-static int fails(const char *path) {
-    if (!is_chosen(path)) return 0;
-    if (!failure) kill(getpid(), SIGKILL);
-    errno = failure;
-    return 1;
-}
-
-static int fails_at(int directory, const char *path) {
-    char whole[PATH_MAX];
-    if (!folder[0]) return 0;
-    if (path[0] == '/' || directory == AT_FDCWD) return fails(path);
+/* The path of a file descriptor, with `name` below it when there is one; empty when it has none. */
+static const char *path_of(int file, const char *name, char *path) {
     char link[64];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", directory);
-    ssize_t length = readlink(link, whole, sizeof whole - 1);
-    if (length < 0) return 0;
-    snprintf(whole + length, sizeof whole - length, "/%s", path);
-    return fails(whole);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = folder[0] ? readlink(link, path, PATH_MAX / 2) : -1;
+    path[length < 0 ? 0 : length] = 0;
+    if (length >= 0 && name) snprintf(path + length, PATH_MAX - length, "/%s", name);
+    return path;
 }
 
 static int is_chosen_file(int file) {
-    char link[64], path[PATH_MAX];
-    if (!folder[0]) return 0;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0) return 0;
-    path[length] = 0;
-    return is_chosen(path);
+    char path[PATH_MAX];
+    return is_chosen(path_of(file, NULL, path));
 }
 
-static int fails_file(int file) {
-    if (!is_chosen_file(file)) return 0;
+static int is_chosen_at(int directory, const char *name) {
+    char path[PATH_MAX];
+    return is_chosen(name[0] == '/' || directory == AT_FDCWD ? name : path_of(directory, name, path));
+}
+
+static int fail(void) {
     if (!failure) kill(getpid(), SIGKILL);
     errno = failure;
-    return 1;
+    return -1;
 }
 
-/* Writes tear: half of the bytes arrive before the failure. */
+/* Writes tear: half of the bytes arrive. */
 ssize_t write(int file, const void *bytes, size_t size) {
-    if (is_chosen_file(file)) {
-        REAL(write)(file, bytes, size / 2);
-        if (!failure) kill(getpid(), SIGKILL);
-        errno = failure;
-        return -1;
-    }
-    return REAL(write)(file, bytes, size);
+    if (!is_chosen_file(file)) return REAL(write)(file, bytes, size);
+    REAL(write)(file, bytes, size / 2);
+    return fail();
 }
 
 ssize_t pwrite64(int file, const void *bytes, size_t size, off64_t offset) {
-    if (is_chosen_file(file)) {
-        REAL(pwrite64)(file, bytes, size / 2, offset);
-        if (!failure) kill(getpid(), SIGKILL);
-        errno = failure;
-        return -1;
-    }
-    return REAL(pwrite64)(file, bytes, size, offset);
+    if (!is_chosen_file(file)) return REAL(pwrite64)(file, bytes, size, offset);
+    REAL(pwrite64)(file, bytes, size / 2, offset);
+    return fail();
 }
 
 ssize_t pwrite(int file, const void *bytes, size_t size, off_t offset) { return pwrite64(file, bytes, size, offset); }
 
-ssize_t writev(int file, const struct iovec *parts, int n) { return fails_file(file) ? -1 : REAL(writev)(file, parts, n); }
-int fsync(int file) { return fails_file(file) ? -1 : REAL(fsync)(file); }
-int fdatasync(int file) { return fails_file(file) ? -1 : REAL(fdatasync)(file); }
-int ftruncate64(int file, off64_t size) { return fails_file(file) ? -1 : REAL(ftruncate64)(file, size); }
-int ftruncate(int file, off_t size) { return fails_file(file) ? -1 : REAL(ftruncate)(file, size); }
-int rename(const char *old, const char *new) { return fails(new) ? -1 : REAL(rename)(old, new); }
-int link(const char *old, const char *new) { return fails(new) ? -1 : REAL(link)(old, new); }
-int linkat(int a, const char *old, int b, const char *new, int flags) {
-    return fails_at(b, new) ? -1 : REAL(linkat)(a, old, b, new, flags);
+ssize_t writev(int file, const struct iovec *parts, int n) {
+    return is_chosen_file(file) ? fail() : REAL(writev)(file, parts, n);
 }
-int unlink(const char *path) { return fails(path) ? -1 : REAL(unlink)(path); }
+
+int fsync(int file) { return is_chosen_file(file) ? fail() : REAL(fsync)(file); }
+int fdatasync(int file) { return is_chosen_file(file) ? fail() : REAL(fdatasync)(file); }
+int ftruncate(int file, off_t size) { return is_chosen_file(file) ? fail() : REAL(ftruncate)(file, size); }
+int ftruncate64(int file, off64_t size) { return is_chosen_file(file) ? fail() : REAL(ftruncate64)(file, size); }
+int rename(const char *old, const char *new) { return is_chosen(new) ? fail() : REAL(rename)(old, new); }
+int link(const char *old, const char *new) { return is_chosen(new) ? fail() : REAL(link)(old, new); }
+int unlink(const char *path) { return is_chosen(path) ? fail() : REAL(unlink)(path); }
+int mkdir(const char *path, mode_t mode) { return is_chosen(path) ? fail() : REAL(mkdir)(path, mode); }
+
+int linkat(int from, const char *old, int to, const char *new, int flags) {
+    return is_chosen_at(to, new) ? fail() : REAL(linkat)(from, old, to, new, flags);
+}
+
 int unlinkat(int directory, const char *path, int flags) {
-    return fails_at(directory, path) ? -1 : REAL(unlinkat)(directory, path, flags);
+    return is_chosen_at(directory, path) ? fail() : REAL(unlinkat)(directory, path, flags);
 }
-int mkdir(const char *path, mode_t mode) { return fails(path) ? -1 : REAL(mkdir)(path, mode); }
 
 #define MODE(flags, mode)                                                                                              \
     mode_t mode = 0;                                                                                                   \
@@ -125,17 +112,17 @@ int mkdir(const char *path, mode_t mode) { return fails(path) ? -1 : REAL(mkdir)
 
 int open(const char *path, int flags, ...) {
     MODE(flags, mode)
-    return CHANGES(flags) && fails(path) ? -1 : REAL(open)(path, flags, mode);
+    return CHANGES(flags) && is_chosen(path) ? fail() : REAL(open)(path, flags, mode);
 }
 int open64(const char *path, int flags, ...) {
     MODE(flags, mode)
-    return CHANGES(flags) && fails(path) ? -1 : REAL(open64)(path, flags, mode);
+    return CHANGES(flags) && is_chosen(path) ? fail() : REAL(open64)(path, flags, mode);
 }
 int openat(int directory, const char *path, int flags, ...) {
     MODE(flags, mode)
-    return CHANGES(flags) && fails_at(directory, path) ? -1 : REAL(openat)(directory, path, flags, mode);
+    return CHANGES(flags) && is_chosen_at(directory, path) ? fail() : REAL(openat)(directory, path, flags, mode);
 }
 int openat64(int directory, const char *path, int flags, ...) {
     MODE(flags, mode)
-    return CHANGES(flags) && fails_at(directory, path) ? -1 : REAL(openat64)(directory, path, flags, mode);
+    return CHANGES(flags) && is_chosen_at(directory, path) ? fail() : REAL(openat64)(directory, path, flags, mode);
 }

@@ -69,7 +69,8 @@ class Bench:
         folder.mkdir()
         self._folder, self._models = folder, models
         self._note = mmap(-1, 4096)
-        self._preloaded = ctypes.CDLL(None) if "failing_io" in os.environ.get("LD_PRELOAD", "") else None
+        programs = ctypes.CDLL(None)
+        self._preloaded = programs if hasattr(programs, "faults_arm") else None
         self.scenes = [
             Scene.unpacked(self._in_child(lambda at=folder / f"scene{n}", n=n: Scene.make(at, seed + n, models).packed))
             for n in range(n_scenes)
