@@ -11,7 +11,7 @@ TRAINING := $(addprefix --data $(DATA)/train/,$(addsuffix .jsonl.gz,squad_v1_tra
 	squadshifts_new_wiki nq_qed_train qamr))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint weights clean
+.PHONY: help demo test lint faults weights clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -27,6 +27,11 @@ lint: $(VENV)/.tests ## Check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+faults: $(VENV)/.tests ## Kill the processes of stores, let their disks fail, let many use one at once: an hour
+	@$(BIN)/python -m tests.faults --kills 1000 --steps 20 --disk 10 --jobs 2
+	@$(BIN)/python -m tests.faults --soak 600
+	@$(BIN)/python -m tests.faults --soak 600 --postgresql
 
 weights: $(VENV)/.runs ## Train the shipped hypernetwork and reranker from the files in DATA, into build/weights: hours
 	@$(BIN)/knowstore train reranker $(TRAINING) --minutes 22 --output build/weights/reranker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Layout:
                 kept="nothing was made",
                 fix="name the folder of a store with --store, or begin one: `knowstore ingest PATH`",
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not _is_unfinished(path) for path in folder.iterdir())):
             raise ConfigError(
                 f"{folder} exists and is no store",
                 kept="it is as it was",
@@ -71,7 +72,7 @@ class Layout:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             raw = {"format": _FORMAT, "store_id": layout.store_id, "has_own_catalog": layout.has_own_catalog}
-            new = folder / f"store.json.{layout.store_id}"
+            new = folder / f"{described.name}.{layout.store_id}"
             new.write_text(json.dumps(raw) + "\n", "utf-8")
             try:
                 described.hardlink_to(new)  # fails when another process was first
@@ -97,8 +98,8 @@ class Layout:
 
     @property
     def has_tables(self) -> bool:
-        """Whether passages and a bank are there; they come with the first batch."""
-        return (self.tables / "passages.lance").is_dir() and any(self.tables.glob("experts*.lance"))
+        """Whether passages and a bank are there, each with a version to be read; they come with the first batch."""
+        return all(any(self.tables.glob(f"{name}.lance/_versions/*.manifest")) for name in ("passages", "experts*"))
 
     def check_catalog(self, catalog: Catalog) -> None:
         """Refuse a catalog that belongs to another store.
@@ -132,3 +133,8 @@ class Layout:
         sizes = {name: size(name) for name in ("passages", "experts")}
         sizes["catalog"] = sum(file.stat().st_size for file in self.folder.glob("catalog.sqlite*"))
         return sizes | {"total": sum(sizes.values())}
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a file is what a process leaves that was killed while it began a store, or is just beginning one."""
+    return re.fullmatch(r"store\.json\.[0-9a-f]{32}", path.name) is not None

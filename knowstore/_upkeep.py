@@ -10,6 +10,7 @@ from knowstore.catalog import Catalog
 from knowstore.passages import PassageTable
 
 PURGE_PENDING = "purge_pending"
+_SETTLED = "settled"
 _ROWS = 512  # passages in memory
 
 _T = TypeVar("_T")
@@ -44,8 +45,9 @@ def resume(catalog: Catalog, table: PassageTable, bank: ExpertBank, batch_id: in
     bank.delete(strays)
 
 
-def settle_sources(catalog: Catalog, table: PassageTable, ids: Collection[str]) -> None:
-    """Say of live passages whose source has given them up, while another still has them, that they are from that."""
+def settle_sources(catalog: Catalog, table: PassageTable, batch_id: int, ids: Collection[str]) -> None:
+    """Say of live passages whose source a batch has taken away, while another still has them, that they are from that,
+    and note that this is done for the batch."""
     sources: dict[str, list[str]] = {}
     for passage_id, source in catalog.live_placements(passage_ids=ids):
         sources.setdefault(passage_id, []).append(source)
@@ -53,6 +55,22 @@ def settle_sources(catalog: Catalog, table: PassageTable, ids: Collection[str]) 
         for row in table.get(part, at=None):
             if row.passage.source not in sources[row.id]:
                 table.set_source(row.id, sources[row.id][0])
+    catalog.set_setting(_SETTLED, batch_id)
+
+
+def is_unfinished(catalog: Catalog) -> bool:
+    """Whether a crash came between a commit and what follows it."""
+    return bool(catalog.setting(PURGE_PENDING)) or catalog.setting(_SETTLED, 0) != catalog.head()
+
+
+def finish(catalog: Catalog, table: PassageTable, banks: Sequence[ExpertBank]) -> None:
+    """Do what follows the latest commit, where a crash came between; the caller is the one writer."""
+    finish_purge(catalog, table, banks)
+    head = catalog.head()
+    if catalog.setting(_SETTLED, 0) != head:
+        table.refresh()
+        pairs = [pair for pairs in catalog.batch_items(head).values() for pair in pairs]
+        settle_sources(catalog, table, head, {passage_id for passage_id, _ in pairs})
 
 
 def _known(catalog: Catalog) -> set[str]:

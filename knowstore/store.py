@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,9 @@ from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
 from knowstore.bank import ExpertBank
-from knowstore.catalog import Catalog, Change
+from knowstore.catalog import Catalog, Change, file_lock
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
-from knowstore.errors import CatalogError, ConfigError, PassageError, UnknownPassageError
+from knowstore.errors import BankError, CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from knowstore.experts import FrozenLLM
 
 _T = TypeVar("_T")
+_C = TypeVar("_C")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class PassageDetail:
 
     stored: StoredPassage
     expert: dict[str, object] | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a reader sees: the latest committed edit batch, the fingerprints of what made the experts, and both tables,
+    fixed; None while there are none."""
+
+    head: int
+    recorded: object
+    tables: tuple[PassageTable, ExpertBank] | None
 
 
 class KnowledgeStore:
@@ -96,6 +108,7 @@ class KnowledgeStore:
         self._bank_config, self._on_progress, self._is_following = bank_config, on_progress, is_following
         self._table: PassageTable | None = None
         self._bank: ExpertBank | None = None
+        self._shown: tuple[PassageTable, ExpertBank] | None = None
         self._faiss: FaissIndex | None = None
 
     @classmethod
@@ -113,7 +126,8 @@ class KnowledgeStore:
         on_progress: OnProgress | None = None,
         cache_dir: Path | None = None,
     ) -> KnowledgeStore:
-        """Open a store, bringing its catalog to the present schema; no model is loaded yet.
+        """Open a store, bringing its catalog to the present schema and finishing what a crash left undone behind a
+        commit, such as a purge; no model is loaded yet.
 
         Args:
             location: the store's folder.
@@ -139,7 +153,7 @@ class KnowledgeStore:
             codec = catalog.setting("codec")
             if codec is not None:
                 bank = replace(bank, codec=cast(Codec, codec))
-            return cls(
+            store = cls(
                 layout,
                 catalog,
                 loaded,
@@ -149,6 +163,8 @@ class KnowledgeStore:
                 on_progress,
                 is_following=models is None,
             )
+            store._finish()
+            return store
         except BaseException:
             catalog.close()
             raise
@@ -282,13 +298,13 @@ class KnowledgeStore:
             purge: delete text, vectors and tensors from every file of the store; no rollback brings them back.
 
         Raises:
-            UnknownPassageError: an id that is not live (with `purge`: not stored); nothing was removed.
+            UnknownPassageError: an id that is not live (with `purge`: was never stored); nothing was removed.
         """
         ids = list(dict.fromkeys(passage_ids))
         with self._writer():
             live = self.catalog.live_ids(ids)
-            stored = self._existing_table().existing(ids) if purge else live
-            self._check_known(ids, live | stored)
+            purgeable = self._existing_table().existing(ids) | self.catalog.purged(ids) if purge else set()
+            self._check_known(ids, live | purgeable)
             batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
             if purge:
                 _upkeep.purge(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout), ids)
@@ -336,12 +352,7 @@ class KnowledgeStore:
             ConfigError: an empty question, or models that are not those of the store.
         """
         (question,) = checked_questions([question])
-        reader = self._reader()
-        if reader is None:
-            return []
-        hits = reader.retrieve(question, filters, Timer())
-        self._faiss = reader.faiss
-        return hits
+        return self._read(lambda reader: reader.retrieve(question, filters, Timer())) or []
 
     def ask(
         self,
@@ -405,17 +416,19 @@ class KnowledgeStore:
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
-        reader = self._reader(at)
-        if reader is None:
+
+        def answer(reader: Reader) -> list[Answer]:
+            if mode != "rag":
+                self.models.check_trained()
+            return reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
+
+        answers = self._read(answer, at)
+        if answers is None:
             raise PassageError(
                 f"the store in {self.layout.folder} holds no passage yet",
                 kept="nothing was asked",
                 fix="ingest something first: `knowstore ingest PATH`",
             )
-        if mode != "rag":
-            self.models.check_trained()
-        answers = reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
-        self._faiss = reader.faiss
         return answers
 
     def mount(
@@ -470,12 +483,13 @@ class KnowledgeStore:
 
     def passages(self, *, source: str | None = None, limit: int | None = None, offset: int = 0) -> list[StoredPassage]:
         """Live passages in the order they were added, of one source if given."""
-        head, pairs = self._at_head(lambda: self.catalog.live_placements(source=source))
-        ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
-        chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
-        if not chosen:
-            return []
-        rows = self._existing_table().get(chosen, at=head)
+
+        def read(state: _State, pairs: list[tuple[str, str]]) -> list[StoredRow]:
+            ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
+            chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
+            return state.tables[0].get(chosen, at=state.head) if chosen and state.tables is not None else []
+
+        rows = self._in_one_state(read, lambda: self.catalog.live_placements(source=source))
         return [StoredPassage(row.passage, row.id, row.live_from) for row in rows]
 
     def show(self, passage_id: str) -> PassageDetail:
@@ -503,8 +517,8 @@ class KnowledgeStore:
 
     def forget(self) -> None:
         """Drop the decoded experts that are kept in memory; the next question reads them from disk."""
-        if self._bank is not None:
-            self._bank.forget()
+        if self._shown is not None:
+            self._shown[1].forget()
 
     def weights_note(self) -> str:
         """How good the configured hypernetwork is, in its makers' words."""
@@ -560,10 +574,9 @@ class KnowledgeStore:
         Raises:
             ConfigError: the folder is not empty.
         """
-        fingerprints = self.catalog.setting("fingerprints")
-        head, pairs = self._at_head(self.catalog.live_placements)
-        table, bank = self._existing_table(), self._existing_bank()
-        return _transfer.export(folder, head, pairs, table, bank, cast(dict[str, str], fingerprints))
+        state, pairs = self._state(self.catalog.live_placements)
+        table, bank = state.tables or (self._existing_table(), self._existing_bank())
+        return _transfer.export(folder, state.head, pairs, table, bank, cast(dict[str, str], state.recorded))
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -580,10 +593,9 @@ class KnowledgeStore:
             live = set(self.catalog.live_placements())
             n_unchanged = len(self.catalog.live_ids({passage_id for passage_id, _ in pairs}))
             change = Change([pair for pair in pairs if pair not in live], [], [])
-            table, bank = self._tables()
 
             def write(wanted: set[str], batch_id: int) -> float:
-                bundle.write(wanted, table, bank, batch_id)
+                bundle.write(wanted, *self._tables(), batch_id)
                 return 0.0
 
             batch, _ = self._apply("import", change, write, note)
@@ -664,31 +676,86 @@ class KnowledgeStore:
             raise
         if table is not None:
             given_up = {passage_id for passage_id, _ in (*change.removed, *change.superseded)}
-            _upkeep.settle_sources(self.catalog, table, known | given_up)
+            _upkeep.settle_sources(self.catalog, table, batch.id, known | given_up)
         return batch, model_seconds
 
     @contextmanager
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
-        with self.catalog.writer():
+        with self._tables_lock(), self.catalog.writer():
             if self.layout.has_tables:
-                _upkeep.finish_purge(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
+                _upkeep.finish(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
             yield
 
+    def _tables_lock(self) -> AbstractContextManager[None]:
+        """Keeps other writers from the tables also when the connection drops that holds the catalog's lock."""
+        return nullcontext() if self.layout.has_own_catalog else file_lock(self.layout.tables)
+
+    def _finish(self) -> None:
+        """Do what a crash left undone behind a commit; a writer that is at it does so itself."""
+        if self.layout.has_tables and _upkeep.is_unfinished(self.catalog):
+            with suppress(StoreLockedError), self._writer(keep_staged=True):
+                pass
+
     # the tables
 
-    def _reader(self, at: int | None = None) -> Reader | None:
-        """The snapshot after a batch, the latest if None; None while the store is empty. The catalog is read first."""
-        head = self.catalog.head() if at is None else at
-        if head == 0 or not self.layout.has_tables:
+    def _read(self, use: Callable[[Reader], _T], at: int | None = None) -> _T | None:
+        """What `use` makes of one state of the store, seen after batch `at` if given; None while the store is empty."""
+
+        def read(state: _State, _: None) -> _T | None:
+            reader = self._reader_of(state if at is None else replace(state, head=at))
+            if reader is None:
+                return None
+            result = use(reader)
+            self._faiss = reader.faiss
+            return result
+
+        return self._in_one_state(read, lambda: None)
+
+    def _in_one_state(self, read: Callable[[_State, _C], _T], look: Callable[[], _C]) -> _T:
+        """What `read` makes of a state and of what `look` finds in the catalog then; of the next state when a purge
+        has meanwhile deleted files of this one."""
+        while True:
+            state, found = self._state(look)
+            try:
+                return read(state, found)
+            except (PassageError, BankError):
+                if self._latest_tables(state.recorded) == state.tables:
+                    raise
+
+    def _state(self, look: Callable[[], _C]) -> tuple[_State, _C]:
+        """The latest edit batch, the tables with it, and what `look` finds in the catalog, all of the same time."""
+        while True:
+            head, recorded = self.catalog.head(), self.catalog.setting("fingerprints")
+            state, found = _State(head, recorded, self._latest_tables(recorded)), look()
+            if (self.catalog.head(), self.catalog.setting("fingerprints")) == (head, recorded):
+                return state, found
+
+    def _reader(self) -> Reader | None:
+        """The latest state's; None while the store is empty."""
+        state, _ = self._state(lambda: None)
+        return self._reader_of(state)
+
+    def _reader_of(self, state: _State) -> Reader | None:
+        if state.head == 0 or state.tables is None:
             return None
-        recorded = self._followed()
-        self.models.check_store(recorded)
-        table, bank = self._existing_table(), self._bank_of(recorded)
-        return Reader(table, bank, self.models, self.retrieval, self.generation, head, self._faiss)
+        self._follow(state.recorded)
+        self.models.check_store(state.recorded)
+        return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss)
+
+    def _latest_tables(self, recorded: object) -> tuple[PassageTable, ExpertBank] | None:
+        """The passages and the bank of the recorded fingerprints as they are now, for reading; None while there are
+        none."""
+        if not self.layout.has_tables:
+            return None
+        table, bank = self._shown or (PassageTable.open(str(self.layout.tables)), self._open_bank(recorded))
+        if not _reexpert.goes_with(bank, recorded):
+            bank = self._open_bank(recorded)
+        self._shown = table.latest(), bank.latest()
+        return self._shown
 
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
@@ -700,19 +767,27 @@ class KnowledgeStore:
             self.catalog.set_setting("models", asdict(self.models.config))
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
-        if not self.layout.has_tables:
-            uri = str(self.layout.tables)
-            self._table = PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
-            self._bank = None
-            ExpertBank.open(uri, fingerprint=None, create=True)
+        if self.catalog.head() == 0 and self.catalog.staged() is None:
+            self._make_tables()
         return self._existing_table(), self._existing_bank()
 
-    def _at_head(self, read: Callable[[], _T]) -> tuple[int, _T]:
-        """What `read` gets from the catalog, and the latest committed edit batch at that time."""
-        while True:
-            head, found = self.catalog.head(), read()
-            if self.catalog.head() == head:
-                return head, found
+    def _make_tables(self) -> None:
+        """Begin both tables, in the place of what a crash may have left of such a beginning.
+
+        Raises:
+            CatalogError: there are passages, though the catalog has no edit batch; nothing was changed.
+        """
+        if self.layout.has_tables and self._existing_table().count(None):
+            raise CatalogError(
+                f"the catalog has no edit batch, the tables in {self.layout.folder} hold passages: it is an older one",
+                kept="both are as they were",
+                fix="restore the catalog from a later backup, or ingest again into a new store",
+            )
+        shutil.rmtree(self.layout.tables, ignore_errors=True)
+        self._table = self._bank = self._shown = None
+        uri = str(self.layout.tables)
+        PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
+        ExpertBank.open(uri, fingerprint=None, create=True)
 
     def _existing_table(self) -> PassageTable:
         """The passages as they are now; ask the catalog first what to expect in them."""
@@ -728,24 +803,24 @@ class KnowledgeStore:
 
     def _bank_of(self, recorded: object) -> ExpertBank:
         if self._bank is None or not _reexpert.goes_with(self._bank, recorded):
-            self._bank = _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes)
+            self._bank = self._open_bank(recorded)
         else:
             self._bank.refresh()
         return self._bank
+
+    def _open_bank(self, recorded: object) -> ExpertBank:
+        return _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes)
 
     def _remade_bank(self) -> ExpertBank:
         self._bank = None
         recorded = self.catalog.setting("fingerprints")
         return _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes, is_remade=True)
 
-    def _followed(self) -> object:
-        """The recorded fingerprints; a store that was opened without naming models goes over to those of a
-        `reexpert` elsewhere."""
-        recorded = self.catalog.setting("fingerprints")
+    def _follow(self, recorded: object) -> None:
+        """Where the store was opened without naming models, go over to those of a `reexpert` elsewhere."""
         is_other = isinstance(recorded, dict) and recorded.get("experts") != self.models.fingerprints["experts"]
         if self._is_following and is_other:
             self.models = self.models.with_config(recorded_models(self.catalog))
-        return recorded
 
     def _table_if_any(self) -> PassageTable | None:
         return self._existing_table() if self.layout.has_tables else None

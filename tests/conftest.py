@@ -3,22 +3,16 @@ imported until one is asked for."""
 
 from __future__ import annotations
 
-import getpass
-import glob
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from knowstore.prompts import answer_target, question_prompt
+from tests.postgresql import NoServerError, postgresql_server
 
 if TYPE_CHECKING:
     from knowstore.config import ModelConfig
@@ -38,7 +32,6 @@ SENTENCES = (
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 N_WORD_PIECES = 160
 D, N_LAYERS, LAYER = 32, 3, 1
-PASSWORD = "s3cret-word"
 
 
 @pytest.fixture(scope="session")
@@ -264,59 +257,13 @@ def tiny_models(tiny_llm_dir: Path, tiny_retriever_dir: Path, tiny_hypernetwork_
     )
 
 
-def _server_programs() -> Path | None:
-    """The folder of initdb and pg_ctl; Debian keeps it off the PATH."""
-    on_path = shutil.which("pg_ctl")
-    folders = [
-        *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True),
-        *([os.path.dirname(on_path)] if on_path else []),
-    ]
-    return next((Path(folder) for folder in folders if os.access(os.path.join(folder, "initdb"), os.X_OK)), None)
-
-
-def _server_account() -> str | None:
-    """Who the server runs as: it refuses root."""
-    if os.geteuid() != 0:
-        return getpass.getuser()
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return next((name for name in ("postgres", "nobody") if name in names), None)
-
-
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The URL of a server of our own on a free loopback port, with its data in a folder that goes away."""
+    """The URL of a server of our own."""
     pytest.importorskip("psycopg", reason="PostgreSQL: psycopg is not installed")
-    programs, account = _server_programs(), _server_account()
-    if programs is None or account is None:
-        pytest.skip("PostgreSQL: no initdb in /usr/lib/postgresql/*/bin or beside pg_ctl, or no account to run it as")
-
-    folder = Path(tempfile.mkdtemp(prefix="knowstore-pg-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "password").write_text(PASSWORD)
-    if os.geteuid() == 0:
-        for path in (folder, folder / "password"):
-            shutil.chown(path, account)
-
-    def run(program: str, *arguments: str) -> None:
-        identity: dict[str, Any] = {"user": account, "extra_groups": []} if os.geteuid() == 0 else {}
-        with (folder / "log").open("ab") as log:  # a pipe would be kept open by the server
-            done = subprocess.run(
-                [programs / program, "-D", folder / "data", *arguments],
-                cwd=folder, env={**os.environ, "LC_ALL": "C"}, stdout=log, stderr=log, timeout=60, **identity,
-            )  # fmt: skip
-        if done.returncode != 0:
-            pytest.skip(f"PostgreSQL: {program} failed: {(folder / 'log').read_text().strip()[-300:]}")
-
-    try:
-        run(
-            "initdb", "-U", "knowstore", "-A", "scram-sha-256", "--pwfile", str(folder / "password"), "-N", "-E", "UTF8"
-        )
-        run("pg_ctl", "start", "-w", "-o", f"-F -p {port} -k {folder} -c listen_addresses=127.0.0.1")
+    with ExitStack() as stack:
         try:
-            yield f"postgresql://knowstore:{PASSWORD}@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "stop", "-w", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder)
+            url = stack.enter_context(postgresql_server())
+        except NoServerError as error:
+            pytest.skip(f"PostgreSQL: {error}")
+        yield url

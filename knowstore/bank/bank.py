@@ -73,9 +73,17 @@ class ExpertBank:
     and handed on in parts of at most 64 MiB, so that memory stays bounded.
     """
 
-    def __init__(self, table: LanceTable, fingerprint: str | None, cache_bytes: int) -> None:
-        self._table = table
-        self.fingerprint = fingerprint
+    def __init__(
+        self,
+        table: LanceTable,
+        connection: lancedb.DBConnection,
+        fingerprint: str | None,
+        cache_bytes: int,
+        *,
+        is_fixed: bool = False,
+    ) -> None:
+        self._table, self._connection, self._is_fixed = table, connection, is_fixed
+        self.fingerprint, self._cache_bytes = fingerprint, cache_bytes
         self._cache = _Cache(cache_bytes)
 
     @classmethod
@@ -125,7 +133,7 @@ class ExpertBank:
                 kept="the table is as it was",
                 fix="open the store with the version of knowstore that wrote it",
             )
-        return cls(table, fingerprint, cache_bytes)
+        return cls(table, connection, fingerprint, cache_bytes)
 
     @classmethod
     def remake(cls, uri: str, *, fingerprint: str | None, name: str = NAME) -> Self:
@@ -157,6 +165,22 @@ class ExpertBank:
         self._read(lambda table: table.checkout_latest())  # type: ignore[no-untyped-call]
         if self.version != before:
             self._cache.clear()
+
+    def latest(self) -> Self:
+        """The bank as it is now, for reading: whatever is written, here or elsewhere, it holds the same experts until a
+        purge has deleted them. It is this object when that holds the experts of now.
+
+        Raises:
+            BankError: the bank cannot be read any more.
+        """
+        try:
+            newest = cast(LanceTable, self._connection.open_table(self.name))
+            is_this = self._is_fixed and newest.version == self.version
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+        if is_this:
+            return self
+        return type(self)(newest, self._connection, self.fingerprint, self._cache_bytes, is_fixed=True)
 
     # writing
 
@@ -407,6 +431,8 @@ class ExpertBank:
         try:
             return query(self._table)
         except _LANCE_ERRORS as error:
+            if self._is_fixed:
+                raise _unreadable(error) from error
             first_error, version = error, self._table.version
         try:  # a purge elsewhere deletes the files of the version that this object reads
             self._table.checkout_latest()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,15 +108,19 @@ class Catalog:
 
     # Writing: one writer, one staged batch, one commit
 
-    def writer(self, timeout_s: float = 0) -> AbstractContextManager[None]:
+    @contextmanager
+    def writer(self, timeout_s: float = 0) -> Iterator[None]:
         """Be the store's one writer until the block ends; the lock of a dead process is free at once.
 
         Not reentrant: a second `writer` of the same process or thread is refused too.
 
         Raises:
             StoreLockedError: another writer is still there after `timeout_s` seconds; says who.
+            SchemaError: a newer version has migrated the catalog since it was opened; it was not touched.
         """
-        return writer_lock(self._database, timeout_s)
+        with writer_lock(self._database, timeout_s):
+            schema.current_revision(self._database)
+            yield
 
     def stage(
         self,

@@ -30,12 +30,18 @@ def writer_lock(database: Database, timeout_s: float) -> AbstractContextManager[
         StoreLockedError: somebody else still holds it after `timeout_s` seconds; names them when known.
     """
     if database.is_sqlite:
-        return _file_lock(database.path, timeout_s)
+        return file_lock(database.path, timeout_s)
     return _advisory_lock(database, timeout_s)
 
 
 @contextmanager
-def _file_lock(path: Path, timeout_s: float) -> Iterator[None]:
+def file_lock(path: Path, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock beside a file or folder, `path` with `.lock` at its end; the system frees a dead process's.
+
+    Raises:
+        StoreLockedError: somebody else still holds it after `timeout_s` seconds; names them when known.
+        CatalogError: there can be no lock there.
+    """
     note = path.with_name(path.name + ".lock.json")
     lock = FileLock(path.with_name(path.name + ".lock"), timeout=max(timeout_s, 0.0))
     try:

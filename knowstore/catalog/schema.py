@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import cache
 from importlib import resources
 
 from alembic import command
@@ -24,9 +25,19 @@ _alembic = threading.Lock()  # alembic keeps the running migration in module glo
 
 def head_revision() -> str:
     """The newest revision this version of knowstore knows."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None
-    return head
+    return known_revisions()[0]
+
+
+def known_revisions() -> tuple[str, ...]:
+    """All revisions this version of knowstore knows, newest first."""
+    return _revisions(_config().get_main_option("script_location") or "")
+
+
+@cache
+def _revisions(script_location: str) -> tuple[str, ...]:
+    config = Config()
+    config.set_main_option("script_location", script_location.replace("%", "%%"))
+    return tuple(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
 
 
 def current_revision(database: Database) -> str | None:
@@ -37,8 +48,7 @@ def current_revision(database: Database) -> str | None:
     """
     with database.read() as connection:
         revisions = MigrationContext.configure(connection).get_current_heads()
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if unknown := set(revisions) - known:
+    if unknown := set(revisions) - set(known_revisions()):
         raise SchemaError(
             f"the catalog {database.name} has schema {', '.join(sorted(unknown))}; "
             f"this version of knowstore knows up to {head_revision()}",

@@ -72,8 +72,8 @@ class PassageTable:
     ann_rows = 100_000
     """From this many rows on, `optimize` keeps an approximate (IVF) index; below, search is exact."""
 
-    def __init__(self, table: LanceTable) -> None:
-        self._table = table
+    def __init__(self, table: LanceTable, connection: lancedb.DBConnection, *, is_fixed: bool = False) -> None:
+        self._table, self._connection, self._is_fixed = table, connection, is_fixed
 
     @classmethod
     def open(cls, uri: str, *, dim: int | None = None, create: bool = False) -> Self:
@@ -94,7 +94,7 @@ class PassageTable:
             if _NAME not in connection.list_tables().tables:
                 if not create or dim is None:
                     raise _absent(uri)
-                return cls(_create(connection, dim))
+                return cls(_create(connection, dim), connection)
             table = cast(LanceTable, connection.open_table(_NAME))
             found = table.schema.field("vector").type.list_size
         except (*_LANCE_ERRORS, KeyError) as error:
@@ -109,7 +109,7 @@ class PassageTable:
                 kept="the table is as it was",
                 fix="use the retriever that the store was made with, or ingest again into a new store",
             )
-        return cls(table)
+        return cls(table, connection)
 
     @property
     def dim(self) -> int:
@@ -128,6 +128,20 @@ class PassageTable:
             PassageError: the table cannot be read any more.
         """
         self._read(LanceTable.checkout_latest)
+
+    def latest(self) -> Self:
+        """The table as it is now, for reading: whatever is written, here or elsewhere, it shows the same rows until a
+        purge has deleted them. It is this object when that shows the table as it is now.
+
+        Raises:
+            PassageError: the table cannot be read any more.
+        """
+        try:
+            newest = cast(LanceTable, self._connection.open_table(_NAME))
+            is_this = self._is_fixed and newest.version == self.version
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+        return self if is_this else type(self)(newest, self._connection, is_fixed=True)
 
     # writing
 
@@ -438,6 +452,8 @@ class PassageTable:
         try:
             return _run(query, self._table)
         except _LANCE_ERRORS as error:
+            if self._is_fixed:
+                raise _unreadable(error) from error
             first_error, version = error, self._table.version
         try:  # a purge elsewhere deletes the files of the version that this object reads
             self._table.checkout_latest()  # type: ignore[no-untyped-call]

@@ -46,6 +46,19 @@ def test_experts_come_back_as_they_were_added(bank: ExpertBank, tmp_path: Path) 
     assert bank.bytes_per_expert() > 2 * D * R * 4
 
 
+def test_the_latest_bank_stays_as_it_is_until_a_purge(bank: ExpertBank) -> None:
+    bank.add([_expert("p", 1), _expert("q", 2)], "float32", batch_id=1)
+    seen = bank.latest()
+    assert seen.latest() is seen
+    bank.add([_expert("p", 3)], "float32", batch_id=2)
+    bank.delete(["q"])
+    assert np.array_equal(seen.get(["p"])["p"].tensors["up"], _expert("p", 1).tensors["up"])
+    assert (seen.count(), seen.latest().count()) == (2, 1)
+    bank.purge(["q"])
+    with pytest.raises(BankError, match="could not be read"):
+        seen.get(["q"])
+
+
 def test_latents_come_back_as_named_arrays(bank: ExpertBank) -> None:
     tensors = {"codes": np.ones((3, 128), np.float32), "ids": np.array([1, 2, 49000], np.int32)}
     bank.add([StoredExpert("p", "latent", tensors, (), 8)], "latent", batch_id=1)

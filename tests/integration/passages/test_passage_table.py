@@ -66,6 +66,19 @@ def test_staged_rows_are_visible_only_from_their_batch_on(table: PassageTable) -
     assert table.existing([_id("old"), _id("new"), "other"]) == {_id("old"), _id("new")}
 
 
+def test_the_latest_table_stays_as_it_is_until_a_purge(table: PassageTable) -> None:
+    table.add([_row("one"), _row("two")], 1)
+    seen = table.latest()
+    assert seen.latest() is seen
+    table.retire([_id("one")], 2)
+    table.revive([_id("one")], 3)
+    assert (_visible(seen, 1), _visible(seen.latest(), 1)) == ({"one", "two"}, {"two"})
+    table.purge([_id("two")])
+    with pytest.raises(PassageError, match="could not be read"):
+        seen.get([_id("one")], at=1)
+    assert _visible(seen.latest(), 3) == {"one"}
+
+
 def test_discard_takes_back_additions_and_removals_and_may_be_repeated(table: PassageTable) -> None:
     table.add([_row("kept"), _row("gone")], 1)
     table.retire([_id("gone")], 2)

@@ -30,7 +30,7 @@ WRITING = {
 }
 PURGING = {
     "after the removal is committed": (Catalog, "commit", True),
-    "after the purge is recorded": (Catalog, "set_setting", True),
+    "after the purge is recorded": (PassageTable, "purge", False),
     "after the passages are purged": (PassageTable, "purge", True),
     "before the experts are purged": (ExpertBank, "purge", False),
     "after the experts are purged": (ExpertBank, "purge", True),
@@ -212,6 +212,80 @@ def test_a_purge_that_crashed_is_finished_by_the_next_write(
     assert store.verify().problems == ()
     assert store.add([facts[5]]).n_added == 1
     assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("step", PURGING)
+def test_a_purge_that_crashed_can_be_run_again(
+    step: str, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.add(facts)
+    with monkeypatch.context() as patch:
+        _crash_at(patch, *PURGING[step])
+        with pytest.raises(Crash):
+            store.remove([facts[5].passage_id], purge=True)
+    assert store.remove([facts[5].passage_id], purge=True).purged
+    assert _holders(store.layout.folder, b"slopes of Pichincha") == []
+    assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("step", [step for step in PURGING if step != "after the removal is committed"])
+def test_opening_a_store_finishes_a_purge_that_crashed(
+    step: str, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.add(facts)
+    with monkeypatch.context() as patch:
+        _crash_at(patch, *PURGING[step])
+        with pytest.raises(Crash):
+            store.remove([facts[5].passage_id], purge=True)
+    store.close()
+    store = open_store()
+    assert _holders(store.layout.folder, b"slopes of Pichincha") == []
+    assert store.verify().problems == ()
+
+
+def test_a_store_whose_purge_is_unfinished_opens_beside_a_writer(
+    open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.add(facts)
+    with monkeypatch.context() as patch:
+        _crash_at(patch, *PURGING["after the purge is recorded"])
+        with pytest.raises(Crash):
+            store.remove([facts[5].passage_id], purge=True)
+    with store.catalog.writer():
+        assert len(open_store().passages()) == 5
+
+
+@pytest.mark.parametrize("is_written_to", [False, True])
+def test_a_passage_that_one_source_gave_up_names_the_other_after_a_crash(
+    is_written_to: bool, open_store: Open, facts: list[Passage], write_facts: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    one, two = write_facts("one.jsonl", facts[:3]), write_facts("two.jsonl", facts[2:4])
+    store.ingest([one])
+    store.ingest([two])
+    write_facts("one.jsonl", facts[:2])
+    with monkeypatch.context() as patch:
+        _crash_at(patch, Catalog, "commit", True)
+        with pytest.raises(Crash):
+            store.ingest([one])
+    if is_written_to:
+        store.ingest([one])
+    else:
+        store.close()
+        store = open_store()
+    sources = {stored.passage_id: stored.passage.source for stored in store.passages()}
+    assert sources[facts[2].passage_id] == two
+
+
+def test_a_store_whose_making_was_cut_short_can_be_opened(
+    open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
+    (tmp_path / "kb").mkdir()
+    (tmp_path / "kb" / f"store.json.{'0' * 32}").write_text('{"format"')
+    assert open_store().add(facts[:1]).n_added == 1
 
 
 def test_an_error_while_writing_leaves_the_store_as_it_was(

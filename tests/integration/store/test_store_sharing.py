@@ -8,11 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from knowstore.bank import ExpertBank
+from knowstore.catalog import Catalog, placements
 from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError
+from knowstore.passages import PassageTable
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
@@ -125,6 +129,65 @@ def test_readers_see_a_batch_of_another_process_entirely_or_not_at_all(
     assert store.verify().problems == ()
 
 
+def _meanwhile(patch: pytest.MonkeyPatch, owner: type, name: str, happens: Callable[[], object]) -> None:
+    """Let something happen, once, while `owner.name` is called: before it begins, or for `head` after it has ended."""
+    original, still_to_come = getattr(owner, name), [happens]
+
+    def called(self: object, *arguments: object, **options: object) -> object:
+        result = original(self, *arguments, **options) if name == "head" else None
+        if still_to_come:
+            still_to_come.pop()()
+        return result if name == "head" else original(self, *arguments, **options)
+
+    patch.setattr(owner, name, called)
+
+
+MOMENTS = {
+    "after the catalog is read": (Catalog, "head"),
+    "before the search": (PassageTable, "search_vector"),
+    "between vector and text search": (PassageTable, "search_text"),
+    "before the experts are read": (ExpertBank, "get"),
+}
+
+
+@pytest.mark.parametrize("is_same_object", [True, False], ids=["its own thread's", "another's"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_question_is_answered_from_one_state_while_batches_land(
+    moment: str, is_same_object: bool, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    writer = store if is_same_object else open_store()
+    store.add(facts[:3])
+    expected = store.ask("Where does Rome lie?")
+
+    def land() -> None:
+        writer.remove([facts[0].passage_id])
+        writer.rollback(2)
+
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *MOMENTS[moment], land)
+        answer = store.ask("Where does Rome lie?")
+    assert writer.catalog.head() == 3
+    assert [(hit.passage_id, hit.retrieval_score, hit.score) for hit in answer.hits] == [
+        (hit.passage_id, hit.retrieval_score, hit.score) for hit in expected.hits
+    ]
+    assert len({hit.batch_id > 1 for hit in answer.hits if hit.passage_id == facts[0].passage_id}) == 1
+    assert [one.weight for one in answer.experts] == [one.weight for one in expected.experts]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_purge_during_a_question_is_answered_from_the_state_after_it(
+    moment: str, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writer = open_store(), open_store()
+    store.add(facts[:3])
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *MOMENTS[moment], lambda: writer.remove([facts[0].passage_id], purge=True))
+        answer = store.ask("Where does Rome lie?")
+    assert {hit.passage_id for hit in answer.hits} == {one.passage_id for one in facts[1:3]}
+    assert {one.passage_id for one in answer.experts} == {one.passage_id for one in facts[1:3]}
+
+
 def test_a_store_with_its_catalog_in_postgresql_works_the_same(
     open_store: Open, catalog_url: str, facts: list[Passage], write_facts: Write, visible: Look, tmp_path: Path
 ) -> None:
@@ -144,6 +207,65 @@ def test_a_store_with_its_catalog_in_postgresql_works_the_same(
         assert (tmp_path / folder / "catalog.sqlite").exists() == (url is None)
         states.append(seen)
     assert states[0] == states[1]
+
+
+def _drop_connections(url: str) -> None:
+    engine = create_engine(make_url(url.split("?")[0]).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        everyone_else = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        connection.execute(text(f"{everyone_else} AND datname = current_database()"))
+    engine.dispose()
+
+
+WRITES = {
+    "while experts are written": (ExpertBank, "add"),
+    "while passages are retired": (PassageTable, "retire"),
+    "before the commit": (Catalog, "commit"),
+}
+
+
+@pytest.mark.parametrize("moment", WRITES)
+def test_a_live_writer_keeps_the_store_when_its_connections_to_the_database_drop(
+    moment: str, open_store: Open, catalog_url: str, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (open_store("pg", catalog_url=catalog_url) for _ in range(2))
+    store.add(facts[:2])
+
+    def drop() -> None:
+        _drop_connections(catalog_url)
+        with pytest.raises(StoreLockedError):
+            other.add(facts[3:4])
+
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, *WRITES[moment], drop)
+        try:
+            store.replace(facts[0].passage_id, facts[2])
+        except CatalogError:
+            store.replace(facts[0].passage_id, facts[2])
+    assert {one.passage_id for one in other.passages()} == {one.passage_id for one in facts[1:3]}
+    assert (other.verify().problems, other.catalog.staged()) == ((), None)
+    assert other.add(facts[3:4]).n_added == 1
+
+
+def test_a_dropped_connection_within_the_commit_leaves_all_or_nothing(
+    open_store: Open, catalog_url: str, facts: list[Passage], visible: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("pg", catalog_url=catalog_url)
+    store.add(facts[:2])
+    before = visible(store)
+    with monkeypatch.context() as patch:
+        original = placements.apply
+
+        def drop(*arguments: Any, **options: Any) -> None:
+            original(*arguments, **options)
+            _drop_connections(catalog_url)
+
+        patch.setattr(placements, "apply", drop)
+        with pytest.raises(CatalogError, match="connection"):
+            store.replace(facts[0].passage_id, facts[2])
+    assert (visible(store), store.verify().problems, store.catalog.staged()) == (before, (), None)
+    store.replace(facts[0].passage_id, facts[2])
+    assert {one.passage_id for one in store.passages()} == {one.passage_id for one in facts[1:3]}
 
 
 def test_a_store_with_its_catalog_in_another_database_cannot_be_opened_without_it(

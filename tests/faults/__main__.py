@@ -1,0 +1,7 @@
+"""`python -m tests.faults`: see the package's docstring."""
+
+from __future__ import annotations
+
+from tests.faults.command import main
+
+main()
