@@ -512,7 +512,7 @@ class KnowledgeStore:
         """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
         sizes = self.layout.size_bytes()
         n_batches = sum(batch.state == "live" for batch in self.catalog.batches())
-        n_experts = self._existing_bank().count() if self.layout.has_tables else 0
+        n_experts = self._existing_bank().count() if self._has_tables else 0
         return Stats(self.catalog.count_live(), n_experts, n_batches, sizes)
 
     def forget(self) -> None:
@@ -532,7 +532,7 @@ class KnowledgeStore:
         Args:
             repair: mend what can be mended: visibility from the catalog, experts from their passages.
         """
-        if not self.layout.has_tables:
+        if not self._has_tables:
             return VerifyReport(True, (), {})
         openers = _verification.Openers(
             self._existing_table, self._existing_bank, self._remade_bank, lambda: _reexpert.open_banks(self.layout)
@@ -644,7 +644,7 @@ class KnowledgeStore:
         if not (coming or going or change.added or change.removed or change.superseded):
             _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
             return None, 0.0
-        table, bank = self._tables() if coming or self.layout.has_tables else (None, None)
+        table, bank = self._tables() if coming or self._has_tables else (None, None)
         interrupted = self.catalog.staged()
         if interrupted is not None and table is not None and bank is not None:
             _upkeep.resume(self.catalog, table, bank, interrupted.id, coming)
@@ -683,8 +683,13 @@ class KnowledgeStore:
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
         with self._tables_lock(), self.catalog.writer():
+<<<<<<< HEAD
             if self.layout.has_tables:
                 _upkeep.finish(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
+=======
+            if self._has_tables:
+                _upkeep.finish(self.catalog, self._existing_table(), self._existing_bank())
+>>>>>>> faults
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
@@ -696,7 +701,7 @@ class KnowledgeStore:
 
     def _finish(self) -> None:
         """Do what a crash left undone behind a commit; a writer that is at it does so itself."""
-        if self.layout.has_tables and _upkeep.is_unfinished(self.catalog):
+        if self._has_tables and _upkeep.is_unfinished(self.catalog):
             with suppress(StoreLockedError), self._writer(keep_staged=True):
                 pass
 
@@ -746,16 +751,27 @@ class KnowledgeStore:
         self.models.check_store(state.recorded)
         return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss)
 
+<<<<<<< HEAD
     def _latest_tables(self, recorded: object) -> tuple[PassageTable, ExpertBank] | None:
         """The passages and the bank of the recorded fingerprints as they are now, for reading; None while there are
         none."""
         if not self.layout.has_tables:
+=======
+    def _latest_tables(self) -> tuple[PassageTable, ExpertBank] | None:
+        """Both tables as they are now, for reading; None while there are none."""
+        if not self._has_tables:
+>>>>>>> faults
             return None
         table, bank = self._shown or (PassageTable.open(str(self.layout.tables)), self._open_bank(recorded))
         if not _reexpert.goes_with(bank, recorded):
             bank = self._open_bank(recorded)
         self._shown = table.latest(), bank.latest()
         return self._shown
+
+    @property
+    def _has_tables(self) -> bool:
+        """Whether there are tables to be read; after the first edit batch they are missed when they are not there."""
+        return self.layout.has_tables or self.catalog.head() > 0
 
     def _tables(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
@@ -777,7 +793,7 @@ class KnowledgeStore:
         Raises:
             CatalogError: there are passages, though the catalog has no edit batch; nothing was changed.
         """
-        if self.layout.has_tables and self._existing_table().count(None):
+        if self._has_tables and self._existing_table().count(None):
             raise CatalogError(
                 f"the catalog has no edit batch, the tables in {self.layout.folder} hold passages: it is an older one",
                 kept="both are as they were",
@@ -823,10 +839,10 @@ class KnowledgeStore:
             self.models = self.models.with_config(recorded_models(self.catalog))
 
     def _table_if_any(self) -> PassageTable | None:
-        return self._existing_table() if self.layout.has_tables else None
+        return self._existing_table() if self._has_tables else None
 
     def _bank_if_any(self) -> ExpertBank | None:
-        return self._existing_bank() if self.layout.has_tables else None
+        return self._existing_bank() if self._has_tables else None
 
     def _live_pairs(self, passage_ids: Sequence[str]) -> list[tuple[str, str]]:
         if not passage_ids:

@@ -96,3 +96,15 @@ def test_a_harmed_file_of_a_table_is_reported_or_does_not_matter(
     with open_store(scene.folder / "kb", models) as store:
         assert (seen(store), store.verify().problems) == (expected, ())
         assert store.add([Passage("The last town lies nowhere.", "Last")]).n_added == 1
+
+
+@pytest.mark.parametrize("table", ["passages", "experts"])
+def test_a_table_that_has_lost_its_versions_is_not_taken_for_an_empty_store(
+    table: str, scene: Scene, models: LoadedModels
+) -> None:
+    for path in (scene.folder / "kb" / "tables" / f"{table}.lance" / "_versions").iterdir():
+        path.unlink()
+    with open_store(scene.folder / "kb", models) as store:
+        for use in (store.passages, store.verify, lambda: store.ask("Which town?"), lambda: store.add(scene.new)):
+            with pytest.raises(KnowledgeStoreError, match=r"cannot be read|no expert bank"):
+                use()
