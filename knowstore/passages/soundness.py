@@ -101,12 +101,17 @@ def mended_date(passage: Passage, checksums: Collection[str]) -> Passage:
         checksums: of the rows that may have been the passage's; none in a table that has no checksums.
     """
     expected = {checksum.partition("-")[0] for checksum in checksums}
-    if not expected:
+    own = date_checksum(passage.passage_id, passage.date)
+    if not expected or any(_differ_in_one(own, checksum) for checksum in expected):  # the checksum was damaged
         return passage
     for date in (passage.date, *_flipped(passage.date)):
         if date_checksum(passage.passage_id, date) in expected:
             return replace(passage, date=date)
     return replace(passage, date="")
+
+
+def _differ_in_one(first: str, second: str) -> bool:
+    return len(first) == len(second) and sum(one != other for one, other in zip(first, second, strict=True)) == 1
 
 
 _MOST_BYTES = 8192  # of a text whose bits are tried: about half a second

@@ -52,7 +52,11 @@ def made_passages(n: int) -> list[Passage]:
 
 
 def measure(folder: Path, models: ModelConfig, cache_dir: Path, *, n_passages: int, n_questions: int) -> Left:
-    """Put passages in, purge every second one, and compare with a store that never held those."""
+    """Put passages in, purge every second one, and compare with a store that never held those.
+
+    What stays goes in as an edit batch of its own: which passages share a forward pass decides the last bits of their
+    vectors, with or without a purge.
+    """
     passages = made_passages(n_passages)
     kept, purged = passages[::2], passages[1::2]
     retrieval = RetrievalConfig(null_threshold=None)
@@ -60,7 +64,8 @@ def measure(folder: Path, models: ModelConfig, cache_dir: Path, *, n_passages: i
         KnowledgeStore.open(folder / "purged", models=models, cache_dir=cache_dir, retrieval=retrieval) as store,
         KnowledgeStore.open(folder / "never", models=models, cache_dir=cache_dir, retrieval=retrieval) as never,
     ):
-        store.add(passages)
+        store.add(kept)
+        store.add(purged)
         bank = store._existing_bank()
         tensors = {one.passage_id: one.data for one in bank.iter_encoded()}
         store.remove([passage.passage_id for passage in purged], purge=True)
