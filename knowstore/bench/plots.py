@@ -129,7 +129,7 @@ def _draw_costs(axes: Axes, costs: Sequence[Mapping[str, Any]], name: str, label
     axes.invert_yaxis()
     if values:
         axes.set_xscale("log")
-        axes.set_xlim(min(values) / 10, max(values) * 30)  # room for numbers, and for whole powers of ten as ticks
+        axes.set_xlim(min(values) / 10, max(values) * 300)  # room for numbers, and for whole powers of ten as ticks
         axes.tick_params(axis="x", which="minor", labelbottom=False)
     for place, value in enumerate(values):
         number = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
