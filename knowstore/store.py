@@ -539,7 +539,7 @@ class KnowledgeStore:
         )
         if not repair:
             return _verification.verify(self.catalog, openers, self._on_progress)
-        with self.catalog.writer():
+        with self._tables_lock(), self.catalog.writer():
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, openers, self.models, codec, self._on_progress)
 
@@ -683,13 +683,8 @@ class KnowledgeStore:
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
         with self._tables_lock(), self.catalog.writer():
-<<<<<<< HEAD
-            if self.layout.has_tables:
-                _upkeep.finish(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
-=======
             if self._has_tables:
-                _upkeep.finish(self.catalog, self._existing_table(), self._existing_bank())
->>>>>>> faults
+                _upkeep.finish(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
                 _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
@@ -735,7 +730,12 @@ class KnowledgeStore:
         """The latest edit batch, the tables with it, and what `look` finds in the catalog, all of the same time."""
         while True:
             head, recorded = self.catalog.head(), self.catalog.setting("fingerprints")
-            state, found = _State(head, recorded, self._latest_tables(recorded)), look()
+            try:
+                state, found = _State(head, recorded, self._latest_tables(recorded)), look()
+            except BankError:  # maybe one that `drop_previous` has just deleted
+                if self.catalog.setting("fingerprints") == recorded:
+                    raise
+                continue
             if (self.catalog.head(), self.catalog.setting("fingerprints")) == (head, recorded):
                 return state, found
 
@@ -751,16 +751,10 @@ class KnowledgeStore:
         self.models.check_store(state.recorded)
         return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss)
 
-<<<<<<< HEAD
     def _latest_tables(self, recorded: object) -> tuple[PassageTable, ExpertBank] | None:
         """The passages and the bank of the recorded fingerprints as they are now, for reading; None while there are
         none."""
-        if not self.layout.has_tables:
-=======
-    def _latest_tables(self) -> tuple[PassageTable, ExpertBank] | None:
-        """Both tables as they are now, for reading; None while there are none."""
         if not self._has_tables:
->>>>>>> faults
             return None
         table, bank = self._shown or (PassageTable.open(str(self.layout.tables)), self._open_bank(recorded))
         if not _reexpert.goes_with(bank, recorded):

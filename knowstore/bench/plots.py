@@ -143,13 +143,17 @@ def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _draw_costs(axes: Axes, costs: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
     """A bar for each method on a logarithmic scale, with its number."""
     some = [cost for cost in costs if cost[name]]
-    axes.barh(range(len(some)), [cost[name] for cost in some], color=_COLOURS["none"])
+    values = [cost[name] for cost in some]
+    axes.barh(range(len(some)), values, 0.6, color=_COLOURS["none"])
     axes.set_yticks(range(len(some)), [cost["method"] for cost in some], fontsize=8)
     axes.invert_yaxis()
-    if some:
+    if values:
         axes.set_xscale("log")
-    for place, cost in enumerate(some):
-        axes.text(cost[name], place, f" {cost[name]:,.3g}", va="center", ha="right", fontsize=7)
+        axes.set_xlim(min(values) / 10, max(values) * 300)  # room for numbers, and for whole powers of ten as ticks
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
+    for place, value in enumerate(values):
+        number = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+        axes.text(value, place, f" {number}", va="center", fontsize=7)
     axes.set_xlabel(label, fontsize=8)
 
 
