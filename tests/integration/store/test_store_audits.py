@@ -101,7 +101,7 @@ def test_an_audit_sees_the_store_as_it_was_when_it_began(
 ) -> None:
     store = open_store()
     store.add(facts[:2])
-    asked_by(store, *(probe(f"When was Rome founded in {n}?", ["x"], facts[0]) for n in range(20)))
+    asked_by(store, *(probe(f"When was Rome founded in {n}?", ["x"], facts[0]) for n in range(17)))
     writer = open_store()
     ask_many, batches = store.ask_many, []
 
@@ -126,26 +126,24 @@ def test_an_audit_that_was_cut_short_goes_on_where_it_was(
 ) -> None:
     store = open_store()
     store.add(facts)
-    asked_by(store, *(probe(f"When was Rome founded in {n}?", ["753 BC"], facts[0]) for n in range(40)))
+    asked_by(store, *(probe(f"When was Rome founded in {n}?", ["753 BC"], facts[0]) for n in range(18)))
     with pytest.raises(ConfigError, match="no audit was cut short"):
         run_audit(store, resume=True)
-    record, recorded = AuditLog.record, []
+    record = AuditLog.record
 
     def record_and_die(*arguments: Any) -> None:
         record(*arguments)
-        recorded.append(arguments)
-        if len(recorded) == 2:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(AuditLog, "record", record_and_die)
     with pytest.raises(KeyboardInterrupt):
         run_audit(store)
     monkeypatch.undo()
     again, log = open_store(), store.catalog.audits
-    assert (len(log.answers(1)), log.audits()) == (32, [])
+    assert (len(log.answers(1)), log.audits()) == (16, [])
     texts = {probe_id: one.text for probe_id, one in stored(store).items()}
     found: Any = run_audit(again, resume=True)
-    assert (found["audit_id"], found["n"], len(log.unanswered(1))) == (1, 40, 0)
+    assert (found["audit_id"], found["n"], len(log.unanswered(1))) == (1, 18, 0)
     assert {probe_id: one.text for probe_id, one in stored(store).items() if probe_id in texts} == texts
     whole: Any = run_audit(store)
     for name in ("matrix", "matrix_f1", "average", "average_ci", "residue", "locality"):
