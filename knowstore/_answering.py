@@ -98,7 +98,8 @@ class Reader:
 
     def weigh(self, hits: Sequence[Hit]) -> list[MountedExpert]:
         """Eq. 9 over the best `top_k` hits, in each over its sentences and words; empty when the null option won."""
-        kept = hits[: self.retrieval.top_k]
+        overlap = self.retrieval.twin_overlap
+        kept = (hits if overlap is None else without_older_twins(hits, overlap))[: self.retrieval.top_k]
         threshold = self.retrieval.null_threshold
         if threshold == "auto":
             threshold = self.models.reranker.null_threshold
@@ -209,6 +210,22 @@ class Reader:
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
+
+
+def without_older_twins(hits: Sequence[Hit], overlap: float) -> list[Hit]:
+    """Hits without those of which a newer edit batch has a twin among them: a passage of the same title whose words are
+    the same but for a share of less than 1 - `overlap` (Jaccard). What contradicts an older text mostly repeats it."""
+    words = [frozenset(hit.text.lower().split()) for hit in hits]
+
+    def is_twin(one: int, other: int) -> bool:
+        shared, both = len(words[one] & words[other]), len(words[one] | words[other])
+        return hits[one].title == hits[other].title and shared >= overlap * both
+
+    return [
+        hit
+        for one, hit in enumerate(hits)
+        if not any(newer.batch_id > hit.batch_id and is_twin(one, other) for other, newer in enumerate(hits))
+    ]
 
 
 @dataclass(frozen=True)

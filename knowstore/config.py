@@ -82,6 +82,9 @@ class RetrievalConfig:
     scores at least `null_threshold`, nothing is mounted: `auto` takes the
     reranker's own threshold where it has one, None switches the null option off.
 
+    Of passages of one title that share at least `twin_overlap` of their words, only those of the newest edit batch are
+    mounted or read; None uses all.
+
     `grain` says what has a relevance of its own within a passage: `words` where reranker and hypernetwork tell them
     apart, else `sentences`; `passages` is the paper's Eq. 9.
     """
@@ -93,6 +96,7 @@ class RetrievalConfig:
     search: Search = "hybrid"
     index: Index = "lance"
     grain: Grain = "sentences"
+    twin_overlap: float | None = 0.6
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
@@ -101,6 +105,8 @@ class RetrievalConfig:
         _check(1 <= self.top_k <= self.n_candidates, f"top_k is {self.top_k} with n_candidates {self.n_candidates}",
                "use 1 <= top_k <= n_candidates")  # fmt: skip
         _check(self.temperature > 0, f"temperature is {self.temperature}", "use a temperature above 0")
+        _check(self.twin_overlap is None or 0 < self.twin_overlap <= 1, f"twin_overlap is {self.twin_overlap}",
+               "use a share above 0, or None")  # fmt: skip
 
 
 @dataclass(frozen=True)

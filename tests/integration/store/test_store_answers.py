@@ -487,3 +487,21 @@ def test_a_reader_for_another_model_is_an_error_unless_it_is_the_default(
     for named in (str(tmp_path / "other"), tiny_models.hypernetwork):
         with pytest.raises(HypernetworkError, match="is no reader for a model of width"):
             _ = open_store(models=replace(tiny_models, reader=named)).models.reader
+
+
+def test_of_twins_only_the_newest_is_mounted(open_store: Open) -> None:
+    old = Passage(title="Tarvan", text="The keeper of the old lighthouse of Tarvan is Duncan Rae.")
+    new = Passage(title="Tarvan", text="The keeper of the old lighthouse of Tarvan is Ann Mori.")
+    other = Passage(title="Tarvan", text="Tarvan has a museum with a hoard of coins.")
+    question = "Who is the keeper of the lighthouse?"
+    store = open_store(bank=BankConfig(codec="float32"))
+    store.add([old, other])
+    assert {old.passage_id, other.passage_id} == {one.passage_id for one in store.ask(question).experts}
+    batch = store.add([new])
+    mounted = {one.passage_id for one in store.ask(question).experts}
+    assert mounted == {new.passage_id, other.passage_id}
+    assert old.passage_id in {hit.passage_id for hit in store.ask(question).hits}
+    all_used = open_store(retrieval=RetrievalConfig(twin_overlap=None, null_threshold=None))
+    assert old.passage_id in {one.passage_id for one in all_used.ask(question).experts}
+    store.rollback(batch.id)
+    assert old.passage_id in {one.passage_id for one in store.ask(question).experts}
