@@ -108,13 +108,18 @@ class Reader:
         temperature = self.retrieval.temperature * self.models.reranker.temperature
         weights = relevance([hit.score for hit in kept], temperature)
         are_words = self.retrieval.grain == "words"
+        shares = [
+            [weight * share for share in relevance(hit.segment_scores, temperature)]
+            for hit, weight in zip(kept, weights, strict=True)
+        ]
         return [
             MountedExpert(
                 hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text, hit.segments,
-                tuple(weight * share for share in relevance(hit.segment_scores, temperature)),
-                word_relevance(hit.word_scores, weight, self.retrieval.temperature) if are_words else (),
+                tuple(some),
+                word_relevance(hit.word_scores, hit.segments, some, self.retrieval.temperature)
+                if are_words and some else (),
             )
-            for hit, weight in zip(kept, weights, strict=True)
+            for hit, weight, some in zip(kept, weights, shares, strict=True)
         ]  # fmt: skip
 
     def _neuron_weights(self, expert: Expert, one: MountedExpert) -> list[float] | None:

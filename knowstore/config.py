@@ -95,7 +95,7 @@ class RetrievalConfig:
     null_threshold: float | Literal["auto"] | None = "auto"
     search: Search = "hybrid"
     index: Index = "lance"
-    grain: Grain = "sentences"
+    grain: Grain = "words"
     twin_overlap: float | None = 0.6
 
     def __post_init__(self) -> None:

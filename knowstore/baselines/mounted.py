@@ -13,7 +13,7 @@ import numpy as np
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.baselines.edits import Asked, Edit, Edited
 from knowstore.config import RetrievalConfig
-from knowstore.retrieval import RerankItem, relevance
+from knowstore.retrieval import RerankItem, relevance, word_relevance
 from knowstore.sources import sentence_spans
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Taught:
 
 @dataclass(frozen=True)
 class MountedExperts:
-    """Experts of the passages, weighed by the reranker at the grain of sentences.
+    """Experts of the passages, weighed by the reranker at the default grain.
 
     With `finds_passages` they are chosen as `ask` chooses: among all passages that were taught, and none where the
     null option wins. Without, the passages that state the answer are known (`gold` of `bench controls`). Experts
@@ -86,7 +86,7 @@ class MountedExperts:
         )
 
     def _chosen(self, taught: Sequence[_Taught], asked: Asked, vector: np.ndarray) -> list[Mountable]:
-        """The experts for a question with their weights: Eq. 9 over the passages, within each over its sentences."""
+        """The experts for a question with their weights: Eq. 9 over passages, within each over sentences and words."""
         settings, reranker = RetrievalConfig(), self.models.reranker
         some = self._candidates(taught, asked, vector)
         scores = reranker.score(asked.question, [one.item for one in some], vector)
@@ -101,7 +101,9 @@ class MountedExperts:
             one = some[place]
             segments = [weight * share for share in relevance(scores[place].segment_scores, temperature)]
             passage = one.item.title, one.item.text, one.item.spans
-            out.append((one.expert, weight, self.models.neuron_weights(one.expert, passage, segments, ())))
+            is_by_word = settings.grain == "words" and segments
+            words = word_relevance(scores[place].word_scores, one.item.spans, segments) if is_by_word else ()
+            out.append((one.expert, weight, self.models.neuron_weights(one.expert, passage, segments, words)))
         return out
 
     def _candidates(self, taught: Sequence[_Taught], asked: Asked, vector: np.ndarray) -> list[_Taught]:

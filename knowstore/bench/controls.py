@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bench.scoring import scored
@@ -59,11 +59,11 @@ def run_controls(
 ) -> dict[str, object]:
     """Ask the questions of QA files under each control, greedily, and score the answers.
 
-    Methods: the hypernetwork's kind with its sentences weighed by the reranker, as `ask` does by default; of a kind
-    that has segments also `KIND, words` and `KIND, passages`, weighed at a finer and at a coarser grain, and `KIND,
-    sentence known`, with the sentence that holds the answer known, on the questions that have one; `rag`, the
-    passage in the prompt and no expert; and with a reader for this LLM `rag, tuned`, the reader in the place of the
-    static expert, and `hybrid`, the passage's expert as well.
+    Methods: the hypernetwork's kind with its words weighed by the reranker, as `ask` does by default; of a kind that
+    has segments also `KIND, sentences` and `KIND, passages`, weighed at coarser grains, and `KIND, sentence known`,
+    with the sentence that holds the answer known, on the questions that have one; `rag`, the passage in the prompt and
+    no expert; and with a reader for this LLM `rag, tuned`, the reader in the place of the static expert, and `hybrid`,
+    the passage's expert as well.
 
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
@@ -149,14 +149,11 @@ class ControlBench:
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
         self.scored: dict[tuple[int, int], RerankScore] = {}
-        kind = models.hypernetwork.config.kind
-        self.grains: dict[str, Grain | Literal["known"]] = {kind: RetrievalConfig().grain}
+        kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
+        self.grains: dict[str, Grain | Literal["known"]] = {kind: served}
         if any(len(expert.segment_ranks) > 1 for expert in self.experts):
-            self.grains |= {
-                f"{kind}, words": "words",
-                f"{kind}, passages": "passages",
-                f"{kind}, sentence known": "known",
-            }
+            self.grains |= {f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served}
+            self.grains[f"{kind}, sentence known"] = "known"
 
     def _generate(self) -> list[Expert]:
         from knowstore.experts import PassageInput
@@ -262,7 +259,7 @@ class ControlBench:
         else:
             score = self._score(question, passage)
             segments = relevance(score.segment_scores, self.models.reranker.temperature)
-            words = word_relevance(score.word_scores, 1.0) if grain == "words" else ()
+            words = word_relevance(score.word_scores, case.spans, segments) if grain == "words" else ()
         return self.models.neuron_weights(expert, (case.passage.title, case.passage.text, case.spans), segments, words)
 
     def _score(self, question: int, passage: int) -> RerankScore:

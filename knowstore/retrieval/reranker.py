@@ -105,14 +105,29 @@ def relevance(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
 
 
 def word_relevance(
-    word_scores: Sequence[tuple[int, int, float]], weight: float, temperature: float = 1.0
+    word_scores: Sequence[tuple[int, int, float]],
+    spans: Sequence[tuple[int, int]],
+    weights: Sequence[float],
+    temperature: float = 1.0,
 ) -> tuple[tuple[int, int, float], ...]:
-    """Eq. 9 within a passage of relevance `weight`, at the grain of words: a softmax over their scores, scaled so
-    that the likeliest word has the passage's whole relevance; (first character, last character, weight)."""
-    best = max((score for _, _, score in word_scores), default=0.0)
-    return tuple(
-        (first, last, weight * float(np.exp((score - best) / temperature))) for first, last, score in word_scores
-    )
+    """Eq. 9 within sentences, at the grain of words: in each sentence a softmax over its words' scores, scaled so that
+    the likeliest word has the sentence's whole relevance.
+
+    Args:
+        word_scores: (first character, last character, score) of word pieces.
+        spans: the (start, end) characters of the sentences.
+        weights: relevance of each sentence.
+
+    Returns: (first character, last character, weight) of the word pieces that stand in a sentence.
+    """
+    weighed: list[tuple[int, int, float]] = []
+    for (start, end), weight in zip(spans, weights, strict=True):
+        within = [word for word in word_scores if start <= word[0] and word[1] <= end]
+        best = max((score for _, _, score in within), default=0.0)
+        weighed += [
+            (first, last, weight * float(np.exp((score - best) / temperature))) for first, last, score in within
+        ]
+    return tuple(weighed)
 
 
 def share_among_segments(score: float, segment_logits: Sequence[float]) -> tuple[float, ...]:

@@ -256,11 +256,12 @@ def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
 
 
 def calibrate_words(words: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """The temperature under which the words that answer are likeliest to be on and all others off, a word being on
-    with the probability that is its weight: exp((its logit - the best one's) / temperature), see `word_relevance`.
+    """The temperature under which the words that answer are likeliest to be on and all others of their sentence off, a
+    word being on with the probability that is its share: exp((its logit - the best one's) / temperature), see
+    `word_relevance`.
 
     Args:
-        words: of each question the logits (T,) of its gold passage's word pieces, and which of them answer.
+        words: of each question the logits (T,) of its gold sentence's word pieces, and which of them answer.
 
     Returns: the temperature at which the mean of both halves' log-likelihoods is highest; 1 for no questions.
     """
@@ -390,7 +391,7 @@ class _Run:
 
     @torch.no_grad()
     def words(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each question that is kept out the logits of its gold passage's word pieces, and which of them answer."""
+        """Of each question that is kept out the logits of its gold sentence's word pieces, and which of them answer."""
         self.model.eval()
         found = []
         for index in self.held_out:
@@ -398,9 +399,9 @@ class _Run:
             logits = self.model.token_logits(batch, self.dtype)[0].cpu()
             is_answer = torch.zeros(len(logits), dtype=torch.bool)
             is_answer[[batch.firsts[0] + place for place in self.answer_pieces(index)]] = True
-            is_read = batch.sentences[0].cpu() >= 0
-            if is_answer.any():
-                found.append((logits[is_read], is_answer[is_read]))
+            is_gold = torch.isin(batch.sentences[0].cpu(), torch.tensor(self.gold(index)[:1]))
+            if (is_answer & is_gold).any():
+                found.append((logits[is_gold], is_answer[is_gold]))
         return found
 
     def _length(self, question: int) -> int:

@@ -345,11 +345,13 @@ class TokensRun(Run):
         out = []
         for passage, score, weight in zip(pair, scores, relevances, strict=True):
             tokenised = self.passages[passage]
+            sentences = [weight * share for share in relevance(score.segment_scores, temperature)]
             if is_of_words and score.word_scores:
-                out.append(word_weights(tokenised.places, word_relevance(score.word_scores, weight)))
+                spans = self.data.passages[passage].spans
+                words = word_relevance(score.word_scores, spans, sentences)
+                out.append(word_weights(tokenised.places, words))
             else:
-                shares = relevance(score.segment_scores, temperature)
-                out.append(_spread(tokenised.spans, [weight * share for share in shares]))
+                out.append(_spread(tokenised.spans, sentences))
         return out
 
 

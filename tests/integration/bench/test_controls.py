@@ -32,7 +32,7 @@ def test_every_method_is_scored_under_its_controls(tiny_models: ModelConfig, que
     found = run_controls([questions], models=tiny_models, limit=3, max_tokens=2)
     rows = found["rows"]
     assert isinstance(rows, list)
-    methods = ["tokens", "tokens, words", "tokens, passages", "tokens, sentence known"]
+    methods = ["tokens", "tokens, sentences", "tokens, passages", "tokens, sentence known"]
     assert [(row["method"], row["control"]) for row in rows] == [
         ("base", "none"), ("rag", "gold"), ("rag", "shuffled"), ("tokens", "static"),
         *((method, control) for method in methods for control in ("shuffled", "gold")),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from knowstore.errors import RetrievalError
-from knowstore.retrieval import relevance
+from knowstore.retrieval import relevance, word_relevance
 from knowstore.retrieval.reranker import share_among_segments
 
 
@@ -34,3 +34,14 @@ def test_sentences_share_their_passages_score() -> None:
     assert math.log(sum(math.exp(score) for score in shared)) == pytest.approx(3.0)
     assert shared[1] - shared[0] == pytest.approx(1.0)
     assert share_among_segments(3.0, []) == ()
+
+
+def test_the_likeliest_word_of_a_sentence_has_its_relevance() -> None:
+    words = [(0, 4, 1.0), (5, 9, 3.0), (10, 12, -2.0), (9, 11, 8.0)]  # the last stands in no sentence whole
+    weighed = word_relevance(words, [(0, 9), (10, 20)], [0.75, 0.25], 2.0)
+    assert weighed == (
+        (0, 4, pytest.approx(0.75 * math.exp(-1.0))),
+        (5, 9, pytest.approx(0.75)),
+        (10, 12, pytest.approx(0.25)),
+    )
+    assert word_relevance([], [(0, 9)], [1.0]) == ()
