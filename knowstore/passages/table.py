@@ -240,6 +240,16 @@ class PassageTable:
         with self._writing() as table:
             self._build_indexes(rebuild=retrain)
             table.optimize()
+            if not self._is_searchable():  # LanceDB may say that an index is written when one of its files is not
+                self._build_indexes(rebuild=True)
+
+    def _is_searchable(self) -> bool:
+        """Whether the full-text indexes can be read."""
+        try:
+            _matching(self._table, _words("any"), None, 1)
+        except _LANCE_ERRORS:
+            return False
+        return True
 
     def salvage(self) -> int:
         """Write the table anew from the rows that can be read where a data file is torn or missing.
