@@ -238,8 +238,7 @@ def _quality(progress: TrainingProgress) -> str:
         parts.append(f"the first token is right within its sentence for {progress.held_out_accuracy:.0%}")
     if progress.gold is not None and progress.shuffled is not None:
         parts.append(
-            f"nats per answer token {progress.gold:.2f} with the passage's expert, "
-            f"{progress.shuffled:.2f} with another's"
+            f"nats per answer token {progress.gold:.2f} with the right passage, {progress.shuffled:.2f} with another"
         )
     if progress.gold_em is not None and progress.shuffled_em is not None:
         parts.append(f"exact answers {progress.gold_em:.0%} and {progress.shuffled_em:.0%}")

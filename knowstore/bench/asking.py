@@ -47,6 +47,7 @@ def answer_all(
     mode: Mode = "experts",
     *,
     is_static: bool = False,
+    batch_size: int = _BATCH,
 ) -> list[str]:
     """The answers to Q questions with the passages that were chosen for each mounted, read, or both.
 
@@ -55,19 +56,21 @@ def answer_all(
         chosen: for each question what `Reader.weigh` gave.
         mode: of `ask`.
         is_static: mount the static expert alone, whatever was chosen.
+        batch_size: questions in one generation; in bfloat16 what stands beside a question can change its answer, which
+            one at a time never does.
     """
     from knowstore.experts import Prompt, generate
 
     models = reader.models
     texts: list[str] = []
-    for first in range(0, len(questions), _BATCH):
-        part = chosen[first : first + _BATCH]
+    for first in range(0, len(questions), batch_size):
+        part = chosen[first : first + batch_size]
         prompts = [
             Prompt(
                 passages_prompt([(one.title, one.text) for one in some]) if mode != "experts" and some else "",
                 question_prompt(question),
             )
-            for question, some in zip(questions[first : first + _BATCH], part, strict=True)
+            for question, some in zip(questions[first : first + batch_size], part, strict=True)
         ]
         experts = models.hypernetwork.static_experts(models.llm) if is_static else reader.experts(part, mode)
         generated = generate(models.llm, prompts, experts, models.hypernetwork.config.layer, reader.generation)

@@ -78,7 +78,9 @@ def run_locality(
                 "as served": _served(reader, bank, known),
             }
             for control, some in chosen.items():
-                texts = answer_all(reader, [one.question for one in known], some, is_static=control == "static")
+                texts = answer_all(
+                    reader, [one.question for one in known], some, is_static=control == "static", batch_size=1
+                )
                 mounted = 1.0 if control == "static" else sum(bool(each) for each in some) / len(some)
                 described = {"data": path.name, "control": control, "asked": len(asked), "n": len(known)}
                 rows.append(described | {"mounted": mounted} | _compared(known, texts, seed))
@@ -99,7 +101,7 @@ def _questions(path: Path, limit: int, seed: int) -> list[tuple[str, tuple[str, 
 
 def _known(reader: Reader, asked: Sequence[tuple[str, tuple[str, ...]]], path: Path) -> list[_Known]:
     """The questions whose accepted answer the model alone gives."""
-    texts = answer_all(reader, [question for question, _ in asked], [[] for _ in asked])
+    texts = answer_all(reader, [question for question, _ in asked], [[] for _ in asked], batch_size=1)
     known = [
         _Known(question, answers, text)
         for (question, answers), text in zip(asked, texts, strict=True)

@@ -65,7 +65,12 @@ def test_only_what_the_model_alone_answers_is_asked_again(
     told = {"alone": "It is 1 metres.", "later": ["2 metres"]}
 
     def answers(
-        reader: object, asked: Sequence[str], chosen: Sequence[object], *, is_static: bool | None = None
+        reader: object,
+        asked: Sequence[str],
+        chosen: Sequence[object],
+        *,
+        batch_size: int,
+        is_static: bool | None = None,
     ) -> list[str]:
         return [str(told["alone"])] * len(asked) if is_static is None else ["1 metres" if is_static else "none"]
 
