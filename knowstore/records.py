@@ -233,11 +233,12 @@ class ProbeAnswer:
     `rank` is the place of the probe's own passage among those that were retrieved, from 1, `contested_rank` that of
     the contesting probe's, None when it was not. `is_told` says that a mounted passage holds an accepted answer.
     `experts` are (passage_id, weight, batch_id) of what was mounted. `untouched` is what the untouched model answers to
-    a question that no live passage should answer, None for others.
+    a question that no live passage should answer, None for others. `text` is None where a passage that was mounted
+    has been purged since.
     """
 
     probe_id: int
-    text: str
+    text: str | None
     em: float
     f1: float
     rank: int | None

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, cast, get_args
 
 from knowstore.audits.results import Figures, measure, summarise
 from knowstore.audits.roles import FACTS
+from knowstore.models import ROLES
 from knowstore.records import Audit, Mode, Probe, ProbeAnswer
 from knowstore.store import KnowledgeStore
 
 Row = dict[str, Any]
-_ROLES = ("llm", "retriever", "reranker", "hypernetwork")
 
 
 @dataclass
@@ -37,7 +38,8 @@ def gather(store: KnowledgeStore) -> Row:
     """What all finished audits found, ready for JSON.
 
     Returns: `store`, `created_at`, `batches`, and for each mode that was audited in `modes` what `summarise` gives
-        with `trend`, `changed` and `questions`.
+        with `trend`, `changed`, `questions`, and `new_models`: the batches whose audit had other models than the one
+        before, to which differences there are due.
     """
     log = store.catalog.audits
     probes = {probe.id: probe for probe in log.probes()}
@@ -50,7 +52,7 @@ def gather(store: KnowledgeStore) -> Row:
     return {
         "store": str(store.layout.folder),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "models": {role: str(getattr(store.models.config, role)) for role in _ROLES},
+        "models": {role: str(getattr(store.models.config, role)) for role in ROLES},
         "batches": _batches(store, probes),
         "modes": modes,
     }  # fmt: skip
@@ -74,6 +76,7 @@ def _mode(
         **summarise(log, mode),
         "trend": trend,
         "changed": _changed(seen, probes),
+        "new_models": [now.batch_id for old, now in pairwise(audits) if old.options["models"] != now.options["models"]],
         "questions": questions,
     }
 
@@ -106,7 +109,7 @@ def _changed(seen: _Seen, probes: Mapping[int, Probe]) -> Row:
         (seen.before[probe_id], answer)
         for probe_id, answer in seen.now.items()
         if probe_id in seen.before and answer.state == seen.before[probe_id].state == "current"
-        and probes[probe_id].kind in FACTS
+        and probes[probe_id].kind in FACTS and None not in (answer.text, seen.before[probe_id].text)
     ]  # fmt: skip
     rows = [
         {

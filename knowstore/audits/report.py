@@ -158,6 +158,12 @@ def render_markdown(found: Row) -> str:
             *_markdown_table(("figure", "value", "95 %", "n"), headlines(mode)),
             "",
         ]
+        if mode["new_models"]:
+            batches = " and ".join(str(batch) for batch in mode["new_models"])
+            lines += [
+                f"The models were others from the audit after batch {batches} on: what differs there is also theirs.",
+                "",
+            ]
         for name, label in (("matrix", "exact answers"), ("matrix_f1", "F1")):
             rows = [
                 (str(after), *(percent(value) for value in row))

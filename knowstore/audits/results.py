@@ -123,8 +123,9 @@ def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figu
         kind: _scores([one for one in answers if one.state == "current" and probes[one.probe_id].kind == kind])
         for kind in FACTS
     }
-    unrelated = [one for one in answers if probes[one.probe_id].kind == "locality"]
-    contested = [one for one in answers if one.state == "contested" and one.contested_by is not None]
+    told = [one for one in answers if one.text is not None]  # what a purge has blanked can be compared no more
+    unrelated = [one for one in told if probes[one.probe_id].kind == "locality"]
+    contested = [one for one in told if one.state == "contested" and one.contested_by is not None]
     both = [one for one in contested if one.rank is not None and one.contested_rank is not None]
     gone = [one for one in answers if one.state == "gone"]
     return {
@@ -153,7 +154,7 @@ def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fi
     checked = [(probe, one, text) for probe, one, text in known if probe.answers]
     return {
         "n": len(known),
-        **_share("same", [normalise(one.text) == normalise(text) for _, one, text in known]),
+        **_share("same", [normalise(one.text or "") == normalise(text) for _, one, text in known]),
         **_share("mounted", [bool(one.experts) for _, one, _ in known]),
         **_mean("em", [one.em for _, one, _ in checked]),
         **_mean("em_untouched", [exact_match(text, probe.answers) for probe, _, text in checked]),
@@ -162,7 +163,7 @@ def _locality(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fi
 
 def newer_wins(answer: ProbeAnswer, newer: Probe) -> float:
     """1.0 when a contested question is answered rather as the newer probe accepts, 0.0 as the older, else 0.5."""
-    difference = token_f1(answer.text, newer.answers) - answer.f1
+    difference = token_f1(answer.text or "", newer.answers) - answer.f1
     return 0.5 if not difference else float(difference > 0)
 
 
@@ -176,7 +177,7 @@ def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe])
         "newer": outcomes.count(1.0),
         "older": outcomes.count(0.0),
         "neither": outcomes.count(0.5),
-        "newer_exact": sum(exact_match(one.text, rival.answers) == 1.0 for one, rival in rivals),
+        "newer_exact": sum(exact_match(one.text or "", rival.answers) == 1.0 for one, rival in rivals),
         "older_exact": sum(one.em == 1.0 for one, _ in rivals),
         **_share("rate", [outcome == 1.0 for outcome in decided]),
     }

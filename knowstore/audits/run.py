@@ -30,8 +30,8 @@ def run_audit(
 ) -> dict[str, object]:
     """Ask probes of every batch again, keep every answer, and say what was forgotten (DESIGN §7).
 
-    The store is looked at as it is when the audit begins, whatever is written meanwhile. Killed, it goes on where it
-    was with `resume`.
+    The store is looked at as it is after the edit batch at which the audit begins; a passage that is removed meanwhile
+    and brought back by a rollback is missed. Killed, it goes on where it was with `resume`.
 
     Args:
         mode: as for `KnowledgeStore.ask`.
@@ -44,7 +44,7 @@ def run_audit(
 
     Raises:
         ConfigError: no probes to ask, or no audit to resume.
-        CatalogError: the store was changed since the audit to resume began.
+        CatalogError: the store or its models were changed since the audit to resume began.
     """
     log = store.catalog.audits
     probes = {probe.id: probe for probe in log.probes()}
@@ -80,7 +80,16 @@ def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection
         )
     at = store.catalog.head()
     states = roles(probes, _live(store, probes, at), _emptied(store, probes, at))
-    return store.catalog.audits.begin(at, mode, asdict(selection), [states[probe.id] for probe in chosen])
+    options = asdict(selection) | {"models": _models(store, mode)}
+    return store.catalog.audits.begin(at, mode, options, [states[probe.id] for probe in chosen])
+
+
+def _models(store: KnowledgeStore, mode: Mode) -> dict[str, str]:
+    """Digests of everything that decides answers in a mode."""
+    models = store.models
+    reader = None if mode == "experts" else models.reader
+    of_reader = "" if reader is None else reader.fingerprint()
+    return models.fingerprints | {"reranker": models.reranker.fingerprint, "reader": of_reader}
 
 
 def _interrupted(store: KnowledgeStore) -> Audit:
@@ -89,13 +98,17 @@ def _interrupted(store: KnowledgeStore) -> Audit:
         raise ConfigError(
             "no audit was cut short", kept="nothing was asked", fix="run `knowstore audit` without --resume"
         )
-    if audits[-1].batch_id != store.catalog.head():
+    audit = audits[-1]
+    changed = "the store was" if audit.batch_id != store.catalog.head() else ""
+    if not changed and audit.options["models"] != _models(store, audit.mode):
+        changed = "its models were"
+    if changed:
         raise CatalogError(
-            f"audit {audits[-1].id} began after edit batch {audits[-1].batch_id}, and the store was changed since",
+            f"audit {audit.id} began after edit batch {audit.batch_id}, and {changed} changed since",
             kept="its answers are kept, but count nowhere",
             fix="run `knowstore audit` without --resume",
         )
-    return audits[-1]
+    return audit
 
 
 def _live(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[str]:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Text, bindparam, delete, func, insert, select
 from sqlalchemy import cast as sql_cast
 
 from knowstore.catalog.database import Database
-from knowstore.catalog.tables import AuditAnswerRow, AuditRow, ProbeRow, UntouchedAnswerRow
+from knowstore.catalog.tables import AuditAnswerRow, AuditRow, ProbeRow, PurgeRow, UntouchedAnswerRow
 from knowstore.errors import CatalogError
 from knowstore.records import Asked, Audit, Mode, Probe, ProbeAnswer, ProbeState
 
@@ -44,7 +44,7 @@ _ANSWER = (
     AuditAnswerRow.state,
     AuditAnswerRow.contested_by,
 )
-_ANSWERED = AuditAnswerRow.text.is_not(None)
+_ANSWERED = AuditAnswerRow.em.is_not(None)
 
 
 class Score(NamedTuple):
@@ -112,7 +112,9 @@ class AuditLog:
         return Audit(audit_id, batch_id, mode, now, None, 0.0, options)
 
     def record(self, audit_id: int, answers: Sequence[ProbeAnswer], seconds: float) -> None:
-        """Keep answers of an audit as they come, and the seconds that they took."""
+        """Keep answers of an audit as they come, and the seconds that they took; without the text of those for which a
+        passage was mounted that has been purged meanwhile."""
+        mounted = {expert[0] for one in answers for expert in one.experts}
         parameters = [
             {
                 "in_audit": audit_id,
@@ -132,6 +134,14 @@ class AuditLog:
             AuditAnswerRow.audit_id == bindparam("in_audit"), AuditAnswerRow.probe_id == bindparam("of_probe")
         )
         with self._database.write() as connection:
+            purged = set(
+                connection.scalars(
+                    select(PurgeRow.passage_id).where(self._database.among(PurgeRow.passage_id, mounted))
+                )
+            )
+            for values, one in zip(parameters, answers, strict=True):
+                if any(expert[0] in purged for expert in one.experts):
+                    values["text"] = None
             connection.execute(statement, parameters)
             connection.execute(
                 update(AuditRow).where(AuditRow.id == audit_id).values(seconds=AuditRow.seconds + seconds)
@@ -219,13 +229,13 @@ class AuditLog:
 
     def forget(self, passage_ids: Collection[str]) -> None:
         """Delete what could tell of purged passages: probes on them with their answers, and the text of every answer
-        for which one was mounted; the scores of those stay."""
+        for which one was mounted; the scores of those stay, and their text is None."""
         with self._database.write() as connection:
             if not connection.scalar(select(func.count()).select_from(ProbeRow)):
                 return
             for passage_id in passage_ids:
                 mounted = sql_cast(AuditAnswerRow.experts, Text).contains(passage_id)
-                connection.execute(update(AuditAnswerRow).where(mounted).values(text=""))
+                connection.execute(update(AuditAnswerRow).where(mounted).values(text=None))
             among = self._database.among
             found = connection.execute(
                 select(ProbeRow.id, ProbeRow.question).where(among(ProbeRow.passage_id, passage_ids))

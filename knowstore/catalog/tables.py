@@ -158,7 +158,8 @@ class AuditRow(Base):
 
 
 class AuditAnswerRow(Base):
-    """What a probe was to an audit, and how it was answered; not yet while `text` is null."""
+    """What a probe was to an audit, and how it was answered; not yet while `em` is null. `text` is null also where a
+    passage that was mounted has been purged."""
 
     __tablename__ = "audit_answers"
 

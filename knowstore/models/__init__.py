@@ -7,6 +7,7 @@ from knowstore.models.pull import pull, pull_defaults
 from knowstore.models.references import (
     DEFAULT,
     NO_READER,
+    ROLES,
     ResolvedModel,
     Role,
     UnresolvedModel,
@@ -18,6 +19,7 @@ from knowstore.models.references import (
 __all__ = [
     "DEFAULT",
     "NO_READER",
+    "ROLES",
     "Progress",
     "ResolvedModel",
     "Role",

@@ -112,6 +112,6 @@ def test_what_is_purged_is_in_no_probe_and_no_answer(probed: Catalog) -> None:
     log.forget([A])
     assert [one.question for one in log.probes()] == [one.question for one in PROBES[1:]]
     assert [(one.probe_id, one.text, one.contested_by) for one in log.answers(audit.id)] == [
-        (2, "", None), (3, "Goethe", None),
+        (2, None, None), (3, "Goethe", None),
     ]  # fmt: skip
     assert log.untouched(["k" * 32]) == {}

@@ -6,17 +6,18 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from knowstore import KnowledgeStore, Passage
 from knowstore.audits import Selection, add_probes, make_probes, read_probes, run_audit
+from knowstore.audits.results import summarise
 from knowstore.catalog import AuditLog
 from knowstore.config import RetrievalConfig
 from knowstore.errors import CatalogError, ConfigError, PassageError
 from knowstore.evaluation import normalise
-from knowstore.records import Probe, ProbeKind
+from knowstore.records import Asked, Probe, ProbeAnswer, ProbeKind
 
 Open = Callable[..., KnowledgeStore]
 FIGURES = {
@@ -154,7 +155,9 @@ def test_an_audit_of_a_store_that_was_changed_since_is_not_resumed(open_store: O
     store = open_store()
     store.add(facts[:1])
     asked_by(store, probe("When?", ["x"], facts[0]))
-    store.catalog.audits.begin(1, "experts", {}, [])
+    store.catalog.audits.begin(1, "experts", {"models": {}}, [])
+    with pytest.raises(CatalogError, match="its models were changed since"):
+        run_audit(store, resume=True)
     store.add(facts[1:2])
     with pytest.raises(CatalogError, match="changed since"):
         run_audit(store, resume=True)
@@ -210,6 +213,31 @@ def test_probes_and_answers_of_a_purged_passage_are_in_no_file(open_store: Open,
         assert not file.is_file() or b"xylophone" not in file.read_bytes(), file
     assert [one.question for one in store.catalog.audits.probes()] == ["Where does Lyon lie?"]
     assert add_probes(store, rows[:1]).failures[0].error.endswith("it was purged from it")
+
+
+def test_a_purge_leaves_the_figures_of_what_it_did_not_delete(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store(retrieval=RetrievalConfig(null_threshold=None, top_k=6))
+    store.add(facts)
+    asked_by(store, probe("Where does Lyon lie?", ["x"], facts[2]), probe("Who wrote Faust?", [], kind="locality"))
+    before: Any = run_audit(store)
+    assert before["locality"]["n"] == 1
+    store.remove([facts[0].passage_id], purge=True)  # was mounted for every answer
+    assert {one.text for one in stored(store).values()} == {None}
+    after = summarise(store.catalog.audits, "experts")
+    assert after["matrix"] == before["matrix"]
+    assert cast(dict[str, Any], after["locality"])["n"] == 0
+
+
+def test_what_was_purged_during_an_audit_is_not_written_back(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    store.add(facts)
+    asked_by(store, probe("Where does Lyon lie?", ["x"], facts[2]))
+    audit = store.catalog.audits.begin(1, "experts", {}, [Asked(1, "current")])
+    store.remove([facts[0].passage_id], purge=True)
+    late = ProbeAnswer(1, "753 BC", 0.0, 0.5, 1, None, False, ((facts[0].passage_id, 1.0, 1),))
+    store.catalog.audits.record(audit.id, [late], 0.1)
+    [kept] = store.catalog.audits.answers(audit.id)
+    assert (kept.text, kept.f1) == (None, 0.5)
 
 
 def test_probes_are_made_of_passages_that_hold_their_answers(
