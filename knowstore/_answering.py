@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from knowstore.errors import MountError
 from knowstore.passages import Candidate, FaissIndex, PassageTable
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Hit, Mode, MountedExpert
-from knowstore.retrieval import RerankItem, relevance, word_relevance
+from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
     from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Prompt
@@ -53,7 +54,8 @@ class ExpertSource(Protocol):
 
 @dataclass
 class Reader:
-    """One snapshot's query path: the tables at `at`, the latest committed edit batch, and the models."""
+    """One snapshot's query path: the tables at `at`, the latest committed edit batch, and the models; `introduced`
+    gives the edit batch that brought each of some passages, that of its row when None."""
 
     table: PassageTable
     bank: ExpertSource
@@ -62,6 +64,7 @@ class Reader:
     generation: GenerationConfig
     at: int
     faiss: FaissIndex | None = None
+    introduced: Callable[[Collection[str]], Mapping[str, int]] | None = None
 
     def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
         """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
@@ -74,15 +77,33 @@ class Reader:
             items = [
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
             ]
+            newer = self._newer_twins(candidates)
+            n_best = None if n_best is None else n_best + len(newer)  # what has a newer twin makes room for others
             scores = self.models.reranker.score(question, items, vector, n_best=n_best) if items else []
         hits = [
             Hit(
                 c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, tuple(c.segments),
-                s.segment_scores, s.word_scores,
+                s.segment_scores, s.word_scores, newer.get(c.id),
             )
             for c, s in zip(candidates, scores, strict=True)
         ]  # fmt: skip
         return sorted(hits, key=lambda hit: (-hit.score, hit.passage_id))
+
+    def _newer_twins(self, candidates: Sequence[Candidate]) -> dict[str, str]:
+        """Of each candidate that has one a twin from a newer edit batch, by passage id."""
+        overlap = self.retrieval.twin_overlap
+        pairs = [] if overlap is None else twins([(c.title, c.text) for c in candidates], overlap)
+        if not pairs:
+            return {}
+        since: Mapping[str, int] = {c.id: c.live_from for c in candidates}
+        if self.introduced is not None:
+            since = {**since, **self.introduced([candidates[place].id for pair in pairs for place in pair])}
+        newer: dict[str, str] = {}
+        for one, other in ((candidates[a].id, candidates[b].id) for a, b in pairs):
+            if since[one] != since[other]:
+                older, twin = sorted((one, other), key=since.__getitem__)
+                newer[older] = twin
+        return newer
 
     def _search(self, question: str, vector: Vector, filters: Filters | None) -> list[Candidate]:
         n, at = self.retrieval.n_candidates, self.at
@@ -97,30 +118,8 @@ class Reader:
         return self.table.search_hybrid(vector, question, n, at=at, filters=filters)
 
     def weigh(self, hits: Sequence[Hit]) -> list[MountedExpert]:
-        """Eq. 9 over the best `top_k` hits, in each over its sentences and words; empty when the null option won."""
-        overlap = self.retrieval.twin_overlap
-        kept = (hits if overlap is None else without_older_twins(hits, overlap))[: self.retrieval.top_k]
-        threshold = self.retrieval.null_threshold
-        if threshold == "auto":
-            threshold = self.models.reranker.null_threshold
-        if not kept or (threshold is not None and kept[0].score < threshold):
-            return []
-        temperature = self.retrieval.temperature * self.models.reranker.temperature
-        weights = relevance([hit.score for hit in kept], temperature)
-        are_words = self.retrieval.grain == "words"
-        shares = [
-            [weight * share for share in relevance(hit.segment_scores, temperature)]
-            for hit, weight in zip(kept, weights, strict=True)
-        ]
-        return [
-            MountedExpert(
-                hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text, hit.segments,
-                tuple(some),
-                word_relevance(hit.word_scores, hit.segments, some, self.retrieval.temperature)
-                if are_words and some else (),
-            )
-            for hit, weight, some in zip(kept, weights, shares, strict=True)
-        ]  # fmt: skip
+        """`weigh` with this reader's settings and reranker."""
+        return weigh(hits, self.retrieval, self.models.reranker)
 
     def _neuron_weights(self, expert: Expert, one: MountedExpert) -> list[float] | None:
         if self.retrieval.grain == "passages":
@@ -211,25 +210,44 @@ class Reader:
             Answer(
                 one.question, written.text, mode, tuple(one.mounted), tuple(one.hits),
                 _seconds(one.timer, timer, written.first_token_s), is_null=not one.mounted,
-                notes=_notes(written, experts),
+                notes=_notes(written, experts if one.mounted else None),
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
 
 
-def without_older_twins(hits: Sequence[Hit], overlap: float) -> list[Hit]:
-    """Hits without those of which a newer edit batch has a twin among them: a passage of the same title whose words are
-    the same but for a share of less than 1 - `overlap` (Jaccard). What contradicts an older text mostly repeats it."""
-    words = [frozenset(hit.text.lower().split()) for hit in hits]
-
-    def is_twin(one: int, other: int) -> bool:
-        shared, both = len(words[one] & words[other]), len(words[one] | words[other])
-        return hits[one].title == hits[other].title and shared >= overlap * both
-
+def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -> list[MountedExpert]:
+    """Eq. 9 over the best `top_k` hits without a newer twin, in each over its sentences and words; empty when the null
+    option won."""
+    kept = [hit for hit in hits if hit.newer_twin is None][: retrieval.top_k]
+    threshold = reranker.null_threshold if retrieval.null_threshold == "auto" else retrieval.null_threshold
+    if not kept or (threshold is not None and kept[0].score < threshold):
+        return []
+    temperature = retrieval.temperature * reranker.temperature
+    weights = relevance([hit.score for hit in kept], temperature)
+    shares = [
+        [weight * share for share in relevance(hit.segment_scores, temperature)]
+        for hit, weight in zip(kept, weights, strict=True)
+    ]
     return [
-        hit
-        for one, hit in enumerate(hits)
-        if not any(newer.batch_id > hit.batch_id and is_twin(one, other) for other, newer in enumerate(hits))
+        MountedExpert(
+            hit.passage_id, weight, hit.score, hit.batch_id, hit.source, hit.title, hit.text, hit.segments, tuple(some),
+            word_relevance(hit.word_scores, hit.segments, some, retrieval.temperature)
+            if retrieval.grain == "words" and some else (),
+        )
+        for hit, weight, some in zip(kept, weights, shares, strict=True)
+    ]  # fmt: skip
+
+
+def twins(passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int, int]]:
+    """Pairs of passages, given as (title, text), that have one title and share at least `overlap` of their words
+    (Jaccard): what contradicts an older text mostly repeats it."""
+    words = [frozenset(text.lower().split()) for _, text in passages]
+    return [
+        (one, other)
+        for one, other in combinations(range(len(passages)), 2)
+        if passages[one][0] == passages[other][0]
+        and len(words[one] & words[other]) >= overlap * len(words[one] | words[other])
     ]
 
 
@@ -276,25 +294,22 @@ def _notes(generated: Generated, experts: Experts | None) -> tuple[str, ...]:
         largest = experts.amplitude.largest
         if largest > _ABSURD * experts.max_norm:
             notes.append(
-                f"experts would have added {largest:.3g} where {experts.max_norm:.3g} is the bound, and were held to "
-                "it: run `knowstore verify`"
+                f"experts of this batch of questions would have added {largest:.3g} where {experts.max_norm:.3g} is "
+                "the bound, and were held to it: run `knowstore verify`"
             )
     return tuple(notes)
 
 
 @contextmanager
-def mounted_llm(reader: Reader, mounted: Sequence[MountedExpert]) -> Iterator[FrozenLLM]:
-    """The LLM with these experts on, for any number of sequences; nothing is on after the block."""
+def mounted_llm(models: LoadedModels, experts: Experts | None) -> Iterator[FrozenLLM]:
+    """The LLM with experts on, for any number of sequences; nothing is on after the block."""
     from knowstore.experts import mount
 
-    llm = reader.models.llm
-    if not mounted:
-        yield llm
+    if experts is None:
+        yield models.llm
         return
-    reader.models.check_trained()
-    experts = reader.combine([mounted])
-    with mount(llm.model, experts, reader.models.hypernetwork.config.layer):
-        yield llm
+    with mount(models.llm.model, experts, models.hypernetwork.config.layer):
+        yield models.llm
 
 
 def given_weights(weights: Sequence[float] | None, n: int) -> list[float]:

@@ -121,7 +121,8 @@ class Hit:
     """A retrieved passage; `retrieval_score` is the inner product of Eq. 7 (or the fused score of
     hybrid search), `score` the reranker's, `segments` the characters of its sentences and
     `segment_scores` their scores, `word_scores` (first character, last character, score) for each
-    word piece, from a reranker that gives them."""
+    word piece, from a reranker that gives them. `newer_twin` is a passage that says nearly the same
+    and is from a newer edit batch, for which this one is not used."""
 
     passage_id: str
     title: str
@@ -134,6 +135,7 @@ class Hit:
     segments: tuple[tuple[int, int], ...] = ()
     segment_scores: tuple[float, ...] = ()
     word_scores: tuple[tuple[int, int, float], ...] = ()
+    newer_twin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +45,7 @@ from knowstore.records import (
 from knowstore.sources import ColumnMap
 
 if TYPE_CHECKING:
-    from knowstore.experts import FrozenLLM
+    from knowstore.experts import Experts, FrozenLLM
 
 _T = TypeVar("_T")
 _C = TypeVar("_C")
@@ -402,7 +403,7 @@ class KnowledgeStore:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
         remaining = iter(questions)
         while batch := list(islice(remaining, batch_size)):
-            yield from self._answer(batch, mode, filters, None)
+            yield from self._answer(batch, mode, filters, None, batch_size=batch_size)
 
     def _answer(
         self,
@@ -454,22 +455,25 @@ class KnowledgeStore:
         """
         if isinstance(question_or_ids, str):
             (question_or_ids,) = checked_questions([question_or_ids])
-        reader = self._reader()
-        if reader is None:
-            self._check_known([] if isinstance(question_or_ids, str) else question_or_ids, set())
-            return _bare(self.models)
-        if isinstance(question_or_ids, str):
-            return mounted_llm(reader, reader.weigh(reader.retrieve(question_or_ids, filters, Timer())))
-        ids = list(question_or_ids)
-        rows = {row.id: row for row in reader.table.get(ids, at=reader.at)}
-        self._check_known(ids, set(rows))
-        mounted = [
-            MountedExpert(
-                i, w, 0.0, rows[i].live_from, rows[i].passage.source, rows[i].passage.title, rows[i].passage.text
-            )
-            for i, w in zip(ids, given_weights(weights, len(ids)), strict=True)
-        ]
-        return mounted_llm(reader, mounted)
+
+        def chosen(reader: Reader) -> Experts | None:
+            if isinstance(question_or_ids, str):
+                hits = reader.retrieve(question_or_ids, filters, Timer(), n_best=reader.retrieval.top_k)
+                return reader.experts([reader.weigh(hits)], "experts")
+            ids = list(question_or_ids)
+            rows = {row.id: row for row in reader.table.get(ids, at=reader.at)}
+            self._check_known(ids, set(rows))
+            mounted = [
+                MountedExpert(
+                    i, w, 0.0, rows[i].live_from, rows[i].passage.source, rows[i].passage.title, rows[i].passage.text
+                )
+                for i, w in zip(ids, given_weights(weights, len(ids)), strict=True)
+            ]
+            return reader.experts([mounted], "experts")
+
+        if not isinstance(question_or_ids, str) and not self._has_tables:
+            self._check_known(question_or_ids, set())
+        return mounted_llm(self.models, self._read(chosen))
 
     # looking
 
@@ -749,7 +753,8 @@ class KnowledgeStore:
             return None
         self._follow(state.recorded)
         self.models.check_store(state.recorded)
-        return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss)
+        introduced = partial(self.catalog.introduced, at=state.head)
+        return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss, introduced)
 
     def _latest_tables(self, recorded: object) -> tuple[PassageTable, ExpertBank] | None:
         """The passages and the bank of the recorded fingerprints as they are now, for reading; None while there are
@@ -852,8 +857,3 @@ class KnowledgeStore:
                 kept="the store is as it was",
                 fix="`knowstore list` shows the passages there are",
             )
-
-
-@contextmanager
-def _bare(models: LoadedModels) -> Iterator[FrozenLLM]:
-    yield models.llm

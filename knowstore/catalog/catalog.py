@@ -257,6 +257,11 @@ class Catalog:
         with self._database.read() as connection:
             yield from placements.intervals(self._database, connection, among)
 
+    def introduced(self, passage_ids: Collection[str], *, at: int) -> dict[str, int]:
+        """For each passage the latest batch up to `at` that added it, not counting rollbacks, which bring back."""
+        with self._database.read() as connection:
+            return placements.introduced(self._database, connection, passage_ids, at)
+
     # History
 
     def batches(self, limit: int | None = None, offset: int = 0) -> list[EditBatch]:

@@ -13,7 +13,7 @@ from itertools import groupby
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, true, update
 
 from knowstore.catalog.database import Database
-from knowstore.catalog.tables import PlacementRow
+from knowstore.catalog.tables import BatchRow, PlacementRow
 
 Pair = tuple[str, str]
 Interval = tuple[str, int, int | None]
@@ -107,6 +107,17 @@ def live_ids(database: Database, connection: Connection, among: Collection[str] 
     """Ids of live passages, of all or of those `among`."""
     rows = connection.scalars(select(PlacementRow.passage_id).where(_LIVE, _chosen(database, among)).distinct())
     return set(rows)
+
+
+def introduced(database: Database, connection: Connection, among: Collection[str], at: int) -> dict[str, int]:
+    """The latest batch up to `at` that added each passage; a rollback adds nothing, it brings back."""
+    rows = connection.execute(
+        select(PlacementRow.passage_id, func.max(PlacementRow.added_batch).label("batch_id"))
+        .join(BatchRow, BatchRow.id == PlacementRow.added_batch)
+        .where(database.among(PlacementRow.passage_id, among), BatchRow.kind != "rollback", BatchRow.id <= at)
+        .group_by(PlacementRow.passage_id)
+    )
+    return {row.passage_id: row.batch_id for row in rows}
 
 
 def pairs_at(connection: Connection, batch_id: int) -> set[Pair]:

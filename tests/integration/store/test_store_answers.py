@@ -503,5 +503,26 @@ def test_of_twins_only_the_newest_is_mounted(open_store: Open) -> None:
     assert old.passage_id in {hit.passage_id for hit in store.ask(question).hits}
     all_used = open_store(retrieval=RetrievalConfig(twin_overlap=None, null_threshold=None))
     assert old.passage_id in {one.passage_id for one in all_used.ask(question).experts}
+    removal = store.remove([old.passage_id])
+    assert removal.batch_id is not None
+    store.rollback(removal.batch_id)  # brings the old one back, which makes it no newer
+    assert {one.passage_id for one in store.ask(question).experts} == mounted
     store.rollback(batch.id)
     assert old.passage_id in {one.passage_id for one in store.ask(question).experts}
+
+
+def test_what_takes_the_place_of_a_twin_is_read_like_the_others(
+    open_store: Open, tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    base = load_base(tiny_retriever_dir)
+    torch.manual_seed(0)
+    JointReranker(JointModel(base), JointConfig(base.digest, str(tiny_retriever_dir))).save(tmp_path / "joint")
+    models = replace(tiny_models, reranker=str(tmp_path / "joint"))
+    store = open_store(models=models, retrieval=RetrievalConfig(top_k=2, null_threshold=None))
+    texts = ["The keeper of the old lighthouse of Tarvan is {}.", "The keeper of the lighthouse of Skerry is {}."]
+    for name in ("Duncan Rae", "Ann Mori"):
+        store.add([Passage(title="Tarvan", text=texts[0].format(name))])
+    store.add([Passage(title="Skerry", text=texts[1].format("Tom"))])
+    [one, other] = store.ask("Who is the keeper of the lighthouse?").experts
+    assert one.word_weights
+    assert other.word_weights
