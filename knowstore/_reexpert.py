@@ -10,6 +10,7 @@ from typing import cast
 from knowstore._ingest import write_experts
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore._tables import bank_name
 from knowstore._upkeep import intervals, parts
 from knowstore.bank import NAME, ExpertBank, bank_names, drop_bank
 from knowstore.catalog import Catalog
@@ -20,35 +21,6 @@ from knowstore.records import ReexpertReport
 
 Recorded = Mapping[str, str]
 _PREVIOUS = "previous_models"
-
-
-def bank_name(recorded: object) -> str:
-    """The bank that goes with the store's recorded fingerprints."""
-    return str(recorded.get("bank", NAME)) if isinstance(recorded, Mapping) else NAME
-
-
-def goes_with(bank: ExpertBank, recorded: object) -> bool:
-    """Whether a bank is the one that goes with the store's recorded fingerprints."""
-    return (bank.name, bank.fingerprint) == (bank_name(recorded), _fingerprint(recorded))
-
-
-def _fingerprint(recorded: object) -> str | None:
-    return str(recorded["experts"]) if isinstance(recorded, Mapping) else None
-
-
-def open_bank(layout: Layout, recorded: object, cache_bytes: int, *, is_remade: bool = False) -> ExpertBank:
-    """The bank that goes with the store's recorded fingerprints; `is_remade` empties one that cannot be opened."""
-    fingerprint = _fingerprint(recorded)
-    uri, name = str(layout.tables), bank_name(recorded)
-    if is_remade:
-        return ExpertBank.remake(uri, fingerprint=fingerprint, name=name)
-    return ExpertBank.open(uri, fingerprint=fingerprint, name=name, cache_bytes=cache_bytes)
-
-
-def open_banks(layout: Layout) -> list[ExpertBank]:
-    """All banks of a store: the one in use, the previous one, and one that is being made."""
-    uri = str(layout.tables)
-    return [ExpertBank.open(uri, fingerprint=None, name=name) for name in bank_names(uri)]
 
 
 def previous_models(catalog: Catalog, like: LoadedModels) -> LoadedModels:
@@ -145,14 +117,16 @@ def _fill(
 ) -> tuple[int, int]:
     """Make what is missing in the bank, take out what has no passage; how many were made, how many were there."""
     stored = {passage_id for passage_id, _, _ in intervals(table)}
-    there = {expert.passage_id for expert in bank.iter_encoded()}
+    there = bank.ids()
     damaged = {passage_id for passage_id, _ in bank.verify()}
     bank.delete((there - stored) | damaged)
     missing = sorted(stored - (there - damaged))
-    for n_done, part in enumerate(parts(missing)):
+    n_done = 0
+    for part in parts(missing):
         passages = [row.passage for row in table.get(part, at=None)]
         write_experts(passages, bank, models, codec, head, None)
+        n_done += len(part)
         if on_progress is not None:
-            on_progress("generating experts", min((n_done + 1) * len(part), len(missing)), len(missing))
+            on_progress("generating experts", n_done, len(missing))
     bank.optimize()
     return len(missing), len(stored) - len(missing)

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field, replace
 
 from knowstore._ingest import write_experts
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover
-from knowstore._verification import LIVE, Expected, Openers, verify
+from knowstore._verification import Expected, verify
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog
 from knowstore.config import Codec
 from knowstore.errors import BankError, PassageError
-from knowstore.passages import ExaminedRow, PassageRow, PassageTable, mended_date, mended_text
+from knowstore.passages import LIVE, ExaminedRow, PassageRow, PassageTable, mended_date, mended_text
 from knowstore.records import Passage, Problem, VerifyReport
 from knowstore.sources import sentence_spans
 
 
 def repair(
     catalog: Catalog,
-    openers: Openers,
+    tables: Tables,
     models: LoadedModels,
     codec: Codec,
     on_progress: OnProgress | None,
@@ -34,11 +35,11 @@ def repair(
     """
     catalog.mend()
     try:
-        table = _readable_table(openers.table())
+        table = _readable_table(tables.passages())
     except PassageError:
-        return verify(catalog, openers, on_progress)
-    bank = _readable_bank(openers)
-    finish_purge(catalog, table, openers.banks())
+        return verify(catalog, tables, on_progress)
+    bank = _readable_bank(tables)
+    finish_purge(catalog, table, tables.banks())
     recover(catalog, table, bank)
     work = _Work(catalog, table, bank, models, codec, on_progress)
     work.place_lost()
@@ -47,7 +48,7 @@ def repair(
     work.make_experts()
     work.rebuild_indexes()
     catalog.mend()
-    report = verify(catalog, openers, on_progress)
+    report = verify(catalog, tables, on_progress)
     return replace(report, clean=report.clean and not work.lost, problems=(*report.problems, *work.lost))
 
 
@@ -61,12 +62,12 @@ def _readable_table(table: PassageTable) -> PassageTable:
     return table
 
 
-def _readable_bank(openers: Openers) -> ExpertBank:
+def _readable_bank(tables: Tables) -> ExpertBank:
     """The bank, empty where files of it cannot be read: experts can be made again."""
     try:
-        bank = openers.bank()
+        bank = tables.bank()
     except BankError:
-        return openers.remade_bank()
+        return tables.remade_bank()
     try:
         for _ in bank.iter_encoded():
             pass
@@ -173,7 +174,7 @@ class _Work:
         """Experts of every stored passage that has none, or a damaged one; none of anything else."""
         stored = {passage_id for passage_id, _, _ in intervals(self.table)}
         damaged = {passage_id for passage_id, _ in self.bank.verify()}
-        present = {expert.passage_id for expert in self.bank.iter_encoded()}
+        present = self.bank.ids()
         wanted = sorted(stored & damaged | stored - present)
         if wanted:
             self.models.check_store(self.catalog.setting("fingerprints"))

@@ -8,28 +8,17 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from knowstore._loaded import OnProgress
+from knowstore._tables import Tables
 from knowstore._upkeep import PURGE_PENDING, intervals
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog
 from knowstore.errors import BankError, PassageError
-from knowstore.passages import ExaminedRow, PassageTable
+from knowstore.passages import LIVE, ExaminedRow, PassageTable
 from knowstore.records import Problem, VerifyReport
 
-LIVE = 2**62
 _REPAIR = "run `knowstore verify --repair`"
 _BACKUP = "restore it from a backup, or ingest again into a new store"
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Openers:
-    """What opens the tables of a store, each of which may be damaged: `remade_bank` gives an empty one in the place
-    of the bank in use, `banks` all that there are."""
-
-    table: Callable[[], PassageTable]
-    bank: Callable[[], ExpertBank]
-    remade_bank: Callable[[], ExpertBank]
-    banks: Callable[[], list[ExpertBank]]
 
 
 @dataclass(frozen=True)
@@ -82,13 +71,13 @@ class Expected:
         return live_to <= self.head
 
 
-def verify(catalog: Catalog, openers: Openers, on_progress: OnProgress | None) -> VerifyReport:
+def verify(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> VerifyReport:
     """Compare the three stores row by row; see `KnowledgeStore.verify`."""
     found = _Findings(on_progress)
     for fault in catalog.faults():
         found.add(fault.kind, fault.detail, _REPAIR if fault.is_mendable else "restore the catalog from a backup")
-    table = found.opened("passages", openers.table)
-    bank = found.opened("experts", openers.bank)
+    table = found.opened("passages", tables.passages)
+    bank = found.opened("experts", tables.bank)
     expected = Expected.read(catalog, [one for one in (table, bank) if one is not None])
     rows: Counter[str] | None = None
     if table is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,10 +19,11 @@ from knowstore._ingest import Scan, Sources, write_passages
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
+from knowstore._tables import State, Tables
 from knowstore.bank import ExpertBank
-from knowstore.catalog import Catalog, Change, file_lock
+from knowstore.catalog import Catalog, Change
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
-from knowstore.errors import BankError, CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
+from knowstore.errors import CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from knowstore.experts import Experts, FrozenLLM
 
 _T = TypeVar("_T")
-_C = TypeVar("_C")
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,6 @@ class PassageDetail:
 
     stored: StoredPassage
     expert: dict[str, object] | None
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a reader sees: the latest committed edit batch, the fingerprints of what made the experts, and both tables,
-    fixed; None while there are none."""
-
-    head: int
-    recorded: object
-    tables: tuple[PassageTable, ExpertBank] | None
 
 
 class KnowledgeStore:
@@ -107,9 +96,7 @@ class KnowledgeStore:
         self.layout, self.catalog, self.models = layout, catalog, models
         self.retrieval, self.generation = retrieval, generation
         self._bank_config, self._on_progress, self._is_following = bank_config, on_progress, is_following
-        self._table: PassageTable | None = None
-        self._bank: ExpertBank | None = None
-        self._shown: tuple[PassageTable, ExpertBank] | None = None
+        self._tables = Tables(layout, catalog, bank_config.cache_bytes)
         self._faiss: FaissIndex | None = None
 
     @classmethod
@@ -304,11 +291,11 @@ class KnowledgeStore:
         ids = list(dict.fromkeys(passage_ids))
         with self._writer():
             live = self.catalog.live_ids(ids)
-            purgeable = self._existing_table().existing(ids) | self.catalog.purged(ids) if purge else set()
+            purgeable = self._tables.passages().existing(ids) | self.catalog.purged(ids) if purge else set()
             self._check_known(ids, live | purgeable)
             batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
             if purge:
-                _upkeep.purge(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout), ids)
+                _upkeep.purge(self.catalog, self._tables.passages(), self._tables.banks(), ids)
                 self.forget()
         return RemoveReport(None if batch is None else batch.id, len(live), purge)
 
@@ -389,7 +376,11 @@ class KnowledgeStore:
         """Answer questions in batches, each with its own experts, in the order given; arguments as for `ask`.
 
         Prompts of similar length are answered together. The seconds of generating are those of a whole batch. `at` is
-        the edit batch after which the store is looked at, the latest committed one when None.
+        the live edit batch after which the store is looked at, the latest when None; a passage that was removed and
+        brought back since is missed.
+
+        Raises:
+            UnknownBatchError: no live batch `at`.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
@@ -417,6 +408,8 @@ class KnowledgeStore:
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
+        if at is not None:
+            self.catalog.check_live(at)
 
         def answer(reader: Reader) -> list[Answer]:
             if mode != "rag":
@@ -471,7 +464,7 @@ class KnowledgeStore:
             ]
             return reader.experts([mounted], "experts")
 
-        if not isinstance(question_or_ids, str) and not self._has_tables:
+        if not isinstance(question_or_ids, str) and not self._tables.are_there:
             self._check_known(question_or_ids, set())
         return mounted_llm(self.models, self._read(chosen))
 
@@ -488,12 +481,12 @@ class KnowledgeStore:
     def passages(self, *, source: str | None = None, limit: int | None = None, offset: int = 0) -> list[StoredPassage]:
         """Live passages in the order they were added, of one source if given."""
 
-        def read(state: _State, pairs: list[tuple[str, str]]) -> list[StoredRow]:
+        def read(state: State, pairs: list[tuple[str, str]]) -> list[StoredRow]:
             ids = list(dict.fromkeys(passage_id for passage_id, _ in pairs))
             chosen = ids[offset:] if limit is None else ids[offset : offset + limit]
             return state.tables[0].get(chosen, at=state.head) if chosen and state.tables is not None else []
 
-        rows = self._in_one_state(read, lambda: self.catalog.live_placements(source=source))
+        rows = self._tables.in_one_state(read, lambda: self.catalog.live_placements(source=source))
         return [StoredPassage(row.passage, row.id, row.live_from) for row in rows]
 
     def show(self, passage_id: str) -> PassageDetail:
@@ -503,26 +496,25 @@ class KnowledgeStore:
             UnknownPassageError: no passage with this id is stored.
         """
         head = self.catalog.head()
-        rows: list[StoredRow] = self._existing_table().get([passage_id], at=None) if head else []
+        rows: list[StoredRow] = self._tables.passages().get([passage_id], at=None) if head else []
         rows = [row for row in rows if row.live_from <= head]
         self._check_known([passage_id], {row.id for row in rows})
         row = rows[0]
         is_live = row.live_from <= head < row.live_to
         stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
-        expert = next(iter(self._existing_bank().iter_encoded([passage_id])), None)
+        expert = next(iter(self._tables.bank().iter_encoded([passage_id])), None)
         return PassageDetail(stored, None if expert is None else expert.description())
 
     def stats(self) -> Stats:
         """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
         sizes = self.layout.size_bytes()
         n_batches = sum(batch.state == "live" for batch in self.catalog.batches())
-        n_experts = self._existing_bank().count() if self._has_tables else 0
+        n_experts = self._tables.bank().count() if self._tables.are_there else 0
         return Stats(self.catalog.count_live(), n_experts, n_batches, sizes)
 
     def forget(self) -> None:
         """Drop the decoded experts that are kept in memory; the next question reads them from disk."""
-        if self._shown is not None:
-            self._shown[1].forget()
+        self._tables.forget()
 
     def weights_note(self) -> str:
         """How good the configured hypernetwork is, in its makers' words."""
@@ -536,16 +528,14 @@ class KnowledgeStore:
         Args:
             repair: mend what can be mended: visibility from the catalog, experts from their passages.
         """
-        if not self._has_tables:
+        if not self._tables.are_there:
             return VerifyReport(True, (), {})
-        openers = _verification.Openers(
-            self._existing_table, self._existing_bank, self._remade_bank, lambda: _reexpert.open_banks(self.layout)
-        )
         if not repair:
-            return _verification.verify(self.catalog, openers, self._on_progress)
-        with self._tables_lock(), self.catalog.writer():
+            return _verification.verify(self.catalog, self._tables, self._on_progress)
+        with self._tables.lock(), self.catalog.writer():
+            self._follow(self.catalog.setting("fingerprints"))
             codec = self._bank_config.codec
-            return _repair.repair(self.catalog, openers, self.models, codec, self._on_progress)
+            return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
 
     def reexpert(self, *, is_undone: bool = False) -> ReexpertReport:
         """Change the store over to the models that it was opened with: their experts are generated beside those in
@@ -562,7 +552,7 @@ class KnowledgeStore:
         """
         with self._writer():
             models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
-            codec, table = self._bank_config.codec, self._existing_table()
+            codec, table = self._bank_config.codec, self._tables.passages()
             report = _reexpert.reexpert(self.layout, self.catalog, table, models, codec, self._on_progress)
         self.models = models
         return report
@@ -578,9 +568,10 @@ class KnowledgeStore:
         Raises:
             ConfigError: the folder is not empty.
         """
-        state, pairs = self._state(self.catalog.live_placements)
-        table, bank = state.tables or (self._existing_table(), self._existing_bank())
-        return _transfer.export(folder, state.head, pairs, table, bank, cast(dict[str, str], state.recorded))
+        state, pairs = self._tables.state(self.catalog.live_placements)
+        table, bank = state.tables or (self._tables.passages(), self._tables.bank())
+        fingerprints = {role: digest for role, digest in cast(dict[str, str], state.recorded).items() if role != "bank"}
+        return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -591,15 +582,15 @@ class KnowledgeStore:
         """
         started = time.perf_counter()
         bundle = _transfer.Bundle.open(folder)
-        bundle.check(self.models.fingerprints)
         with self._writer():
+            bundle.check(self.models.fingerprints)
             pairs = bundle.pairs()
             live = set(self.catalog.live_placements())
             n_unchanged = len(self.catalog.live_ids({passage_id for passage_id, _ in pairs}))
             change = Change([pair for pair in pairs if pair not in live], [], [])
 
             def write(wanted: set[str], batch_id: int) -> float:
-                bundle.write(wanted, *self._tables(), batch_id)
+                bundle.write(wanted, *self._writable(), batch_id)
                 return 0.0
 
             batch, _ = self._apply("import", change, write, note)
@@ -625,7 +616,7 @@ class KnowledgeStore:
                     kept="the store is as it was",
                     fix="run `knowstore verify --repair` and try again; ingest sources again whose text is lost",
                 )
-            table, bank = self._tables()
+            table, bank = self._writable()
             codec = self._bank_config.codec
             written = write_passages(
                 passages(wanted), len(wanted), table, bank, self.models, codec, batch_id, self._on_progress
@@ -646,9 +637,9 @@ class KnowledgeStore:
         """Stage, write rows, commit: nobody sees anything of the batch before the last step."""
         coming, going = self.catalog.effects(change)
         if not (coming or going or change.added or change.removed or change.superseded):
-            _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
+            _upkeep.recover(self.catalog, *self._tables.both())
             return None, 0.0
-        table, bank = self._tables() if coming or self._has_tables else (None, None)
+        table, bank = self._writable() if coming or self._tables.are_there else (None, None)
         interrupted = self.catalog.staged()
         if interrupted is not None and table is not None and bank is not None:
             _upkeep.resume(self.catalog, table, bank, interrupted.id, coming)
@@ -686,21 +677,18 @@ class KnowledgeStore:
     @contextmanager
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
-        with self._tables_lock(), self.catalog.writer():
-            if self._has_tables:
-                _upkeep.finish(self.catalog, self._existing_table(), _reexpert.open_banks(self.layout))
+        with self._tables.lock(), self.catalog.writer():
+            self._follow(self.catalog.setting("fingerprints"))
+            if self._tables.are_there:
+                _upkeep.finish(self.catalog, self._tables.passages(), self._tables.banks())
             staged = self.catalog.staged()
             if staged is not None and not (keep_staged and staged.kind == "ingest"):
-                _upkeep.recover(self.catalog, self._table_if_any(), self._bank_if_any())
+                _upkeep.recover(self.catalog, *self._tables.both())
             yield
-
-    def _tables_lock(self) -> AbstractContextManager[None]:
-        """Keeps other writers from the tables also when the connection drops that holds the catalog's lock."""
-        return nullcontext() if self.layout.has_own_catalog else file_lock(self.layout.tables)
 
     def _finish(self) -> None:
         """Do what a crash left undone behind a commit; a writer that is at it does so itself."""
-        if self._has_tables and _upkeep.is_unfinished(self.catalog):
+        if self._tables.are_there and _upkeep.is_unfinished(self.catalog):
             with suppress(StoreLockedError), self._writer(keep_staged=True):
                 pass
 
@@ -709,7 +697,7 @@ class KnowledgeStore:
     def _read(self, use: Callable[[Reader], _T], at: int | None = None) -> _T | None:
         """What `use` makes of one state of the store, seen after batch `at` if given; None while the store is empty."""
 
-        def read(state: _State, _: None) -> _T | None:
+        def read(state: State, _: None) -> _T | None:
             reader = self._reader_of(state if at is None else replace(state, head=at))
             if reader is None:
                 return None
@@ -717,38 +705,14 @@ class KnowledgeStore:
             self._faiss = reader.faiss
             return result
 
-        return self._in_one_state(read, lambda: None)
-
-    def _in_one_state(self, read: Callable[[_State, _C], _T], look: Callable[[], _C]) -> _T:
-        """What `read` makes of a state and of what `look` finds in the catalog then; of the next state when a purge
-        has meanwhile deleted files of this one."""
-        while True:
-            state, found = self._state(look)
-            try:
-                return read(state, found)
-            except (PassageError, BankError):
-                if self._latest_tables(state.recorded) == state.tables:
-                    raise
-
-    def _state(self, look: Callable[[], _C]) -> tuple[_State, _C]:
-        """The latest edit batch, the tables with it, and what `look` finds in the catalog, all of the same time."""
-        while True:
-            head, recorded = self.catalog.head(), self.catalog.setting("fingerprints")
-            try:
-                state, found = _State(head, recorded, self._latest_tables(recorded)), look()
-            except BankError:  # maybe one that `drop_previous` has just deleted
-                if self.catalog.setting("fingerprints") == recorded:
-                    raise
-                continue
-            if (self.catalog.head(), self.catalog.setting("fingerprints")) == (head, recorded):
-                return state, found
+        return self._tables.in_one_state(read, lambda: None)
 
     def _reader(self) -> Reader | None:
         """The latest state's; None while the store is empty."""
-        state, _ = self._state(lambda: None)
+        state, _ = self._tables.state(lambda: None)
         return self._reader_of(state)
 
-    def _reader_of(self, state: _State) -> Reader | None:
+    def _reader_of(self, state: State) -> Reader | None:
         if state.head == 0 or state.tables is None:
             return None
         self._follow(state.recorded)
@@ -756,23 +720,7 @@ class KnowledgeStore:
         introduced = partial(self.catalog.introduced, at=state.head)
         return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss, introduced)
 
-    def _latest_tables(self, recorded: object) -> tuple[PassageTable, ExpertBank] | None:
-        """The passages and the bank of the recorded fingerprints as they are now, for reading; None while there are
-        none."""
-        if not self._has_tables:
-            return None
-        table, bank = self._shown or (PassageTable.open(str(self.layout.tables)), self._open_bank(recorded))
-        if not _reexpert.goes_with(bank, recorded):
-            bank = self._open_bank(recorded)
-        self._shown = table.latest(), bank.latest()
-        return self._shown
-
-    @property
-    def _has_tables(self) -> bool:
-        """Whether there are tables to be read; after the first edit batch they are missed when they are not there."""
-        return self.layout.has_tables or self.catalog.head() > 0
-
-    def _tables(self) -> tuple[PassageTable, ExpertBank]:
+    def _writable(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
         self.models.check_store(self.catalog.setting("fingerprints"))
         if self.catalog.setting("fingerprints") is None:
@@ -783,65 +731,14 @@ class KnowledgeStore:
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
         if self.catalog.head() == 0 and self.catalog.staged() is None:
-            self._make_tables()
-        return self._existing_table(), self._existing_bank()
-
-    def _make_tables(self) -> None:
-        """Begin both tables, in the place of what a crash may have left of such a beginning.
-
-        Raises:
-            CatalogError: there are passages, though the catalog has no edit batch; nothing was changed.
-        """
-        if self._has_tables and self._existing_table().count(None):
-            raise CatalogError(
-                f"the catalog has no edit batch, the tables in {self.layout.folder} hold passages: it is an older one",
-                kept="both are as they were",
-                fix="restore the catalog from a later backup, or ingest again into a new store",
-            )
-        shutil.rmtree(self.layout.tables, ignore_errors=True)
-        self._table = self._bank = self._shown = None
-        uri = str(self.layout.tables)
-        PassageTable.open(uri, dim=self.models.retriever.dim, create=True)
-        ExpertBank.open(uri, fingerprint=None, create=True)
-
-    def _existing_table(self) -> PassageTable:
-        """The passages as they are now; ask the catalog first what to expect in them."""
-        if self._table is None:
-            self._table = PassageTable.open(str(self.layout.tables))
-        else:
-            self._table.refresh()
-        return self._table
-
-    def _existing_bank(self) -> ExpertBank:
-        """The experts as they are now."""
-        return self._bank_of(self.catalog.setting("fingerprints"))
-
-    def _bank_of(self, recorded: object) -> ExpertBank:
-        if self._bank is None or not _reexpert.goes_with(self._bank, recorded):
-            self._bank = self._open_bank(recorded)
-        else:
-            self._bank.refresh()
-        return self._bank
-
-    def _open_bank(self, recorded: object) -> ExpertBank:
-        return _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes)
-
-    def _remade_bank(self) -> ExpertBank:
-        self._bank = None
-        recorded = self.catalog.setting("fingerprints")
-        return _reexpert.open_bank(self.layout, recorded, self._bank_config.cache_bytes, is_remade=True)
+            self._tables.make(self.models.retriever.dim)
+        return self._tables.passages(), self._tables.bank()
 
     def _follow(self, recorded: object) -> None:
         """Where the store was opened without naming models, go over to those of a `reexpert` elsewhere."""
         is_other = isinstance(recorded, dict) and recorded.get("experts") != self.models.fingerprints["experts"]
         if self._is_following and is_other:
             self.models = self.models.with_config(recorded_models(self.catalog))
-
-    def _table_if_any(self) -> PassageTable | None:
-        return self._existing_table() if self._has_tables else None
-
-    def _bank_if_any(self) -> ExpertBank | None:
-        return self._existing_bank() if self._has_tables else None
 
     def _live_pairs(self, passage_ids: Sequence[str]) -> list[tuple[str, str]]:
         if not passage_ids:

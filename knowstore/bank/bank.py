@@ -351,6 +351,10 @@ class ExpertBank:
         """Passages whose expert an edit batch wrote."""
         return {row["id"] for row in self._select(f"batch = {int(batch_id)}", ["id"])}
 
+    def ids(self) -> set[str]:
+        """Passages that have an expert; no tensor is read."""
+        return {row["id"] for row in self._select("true", ["id"])}
+
     def count(self) -> int:
         """Number of experts."""
         return int(self._read(LanceTable.count_rows))

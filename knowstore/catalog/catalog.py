@@ -307,6 +307,15 @@ class Catalog:
             _batch(connection, batch_id)
             return {name: list(pairs) for name, pairs in asdict(placements.pairs_of(connection, batch_id)).items()}
 
+    def check_live(self, batch_id: int) -> None:
+        """Refuse what is no live batch.
+
+        Raises:
+            UnknownBatchError: no live batch has this id.
+        """
+        with self._database.read() as connection:
+            _check_live(connection, batch_id)
+
     def placements_at(self, batch_id: int) -> set[Pair]:
         """The pairs (passage_id, source) that were live right after a live batch; batch 0 is the empty store.
 

@@ -22,7 +22,7 @@ State = list[list[list[Any]]]
 def state(store: KnowledgeStore) -> State:
     """All that a reader can see, as JSON: placements, and live passages with their sources and experts' checksums."""
     live = store.passages()
-    experts = {one.passage_id: one.checksum for one in store._existing_bank().iter_encoded()} if live else {}
+    experts = {one.passage_id: one.checksum for one in store._tables.bank().iter_encoded()} if live else {}
     rows = [[one.passage_id, one.passage.text, one.passage.source, experts.get(one.passage_id)] for one in live]
     return [sorted(map(list, store.catalog.live_placements())), sorted(rows)]
 
@@ -44,7 +44,7 @@ class Files:
             live.setdefault(passage_id, set()).add(source)
         rows, experts = [], []
         if store.layout.has_tables:
-            table, bank = store._existing_table(), store._existing_bank()
+            table, bank = store._tables.passages(), store._tables.bank()
             rows = [to_stored(row) for batch in table.iter_rows() for row in batch.to_pylist()]
             experts = list(bank.iter_encoded())
         known = {passage_id for passage_id, _, _ in store.catalog.intervals()}

@@ -67,7 +67,7 @@ class Scene:
         store.replace(second[1].passage_id, new[0])
         purged = [first[1].passage_id, second[0].passage_id]  # one that is live, one that is not
         needles = [one.text.encode() for one in facts if one.passage_id in purged]
-        needles += [expert.data for expert in store._existing_bank().iter_encoded(purged)]
+        needles += [expert.data for expert in store._tables.bank().iter_encoded(purged)]
         store.export(folder / "bank")
         store.close()
         _write(one, [*first[2:], *new[1:3]])  # gives up first[0] and first[1], brings first[-1] back, has two new ones

@@ -66,7 +66,7 @@ def measure(folder: Path, models: ModelConfig, cache_dir: Path, *, n_passages: i
     ):
         store.add(kept)
         store.add(purged)
-        bank = store._existing_bank()
+        bank = store._tables.bank()
         tensors = {one.passage_id: one.data for one in bank.iter_encoded()}
         store.remove([passage.passage_id for passage in purged], purge=True)
         never.add(kept)

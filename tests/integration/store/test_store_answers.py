@@ -20,6 +20,7 @@ from knowstore.errors import (
     KnowledgeStoreError,
     MountError,
     PassageError,
+    UnknownBatchError,
     UnknownPassageError,
 )
 from knowstore.experts import (
@@ -526,3 +527,10 @@ def test_what_takes_the_place_of_a_twin_is_read_like_the_others(
     [one, other] = store.ask("Who is the keeper of the lighthouse?").experts
     assert one.word_weights
     assert other.word_weights
+
+
+def test_only_after_a_live_batch_can_a_store_be_looked_at(store: KnowledgeStore) -> None:
+    assert store.ask_many([ROME], at=1)[0].experts
+    for batch_id in (0, 3):
+        with pytest.raises(UnknownBatchError):
+            store.ask_many([ROME], at=batch_id)

@@ -161,7 +161,7 @@ def test_purged_text_and_tensors_are_in_no_file_and_answers_are_those_of_a_store
     store.add(facts[:3])
     store.add([SECRET])
     folder = store.layout.folder
-    tensors = next(iter(store._existing_bank().iter_encoded([SECRET.passage_id]))).data
+    tensors = next(iter(store._tables.bank().iter_encoded([SECRET.passage_id]))).data
     needles = [
         b"xylophone-quixotry", b"xylophone", b"Zanzibarred", b"zanzibar", b"secret-files",
         tensors, tensors[len(tensors) // 2 :][:64], tensors[-64:],
@@ -186,12 +186,12 @@ def test_a_batch_records_the_versions_of_the_tables(open_store: Open, facts: lis
     store.add(facts[:2])
     store.add(facts[2:])
     first, second = (store.catalog.versions(batch_id) for batch_id in (1, 2))
-    for table in ("passages", "experts"):
+    for table, latest in (("passages", store._tables.passages()), ("experts", store._tables.bank())):
         before, after = (second[f"{table}_{time}"] for time in ("before", "after"))
         assert before is not None
         assert after is not None
         assert first[f"{table}_after"] == before < after
-        assert after == getattr(store, {"passages": "_table", "experts": "_bank"}[table]).version
+        assert after == latest.version
 
 
 def test_what_was_removed_before_can_be_purged_later_by_a_store_that_was_open_meanwhile(

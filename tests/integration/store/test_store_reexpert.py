@@ -32,7 +32,7 @@ def _said(store: KnowledgeStore) -> object:
 
 
 def _forms(store: KnowledgeStore) -> set[str]:
-    bank = store._existing_bank()
+    bank = store._tables.bank()
     return {expert.form for expert in bank.iter_encoded()}
 
 
@@ -78,6 +78,19 @@ def test_readers_go_on_while_experts_are_made_and_follow_when_they_named_no_mode
     assert seen
     assert set(map(str, seen)) == {str(before)}
     assert _said(reading) == _said(writing)
+
+
+def test_writers_that_named_no_models_follow_as_well(
+    open_store: Open, facts: list[Passage], pooled: ModelConfig
+) -> None:
+    open_store().add(facts[:2])
+    writing, undoing = open_store(models=None), open_store(models=None)
+    other = open_store(models=pooled)
+    other.reexpert()
+    writing.add([facts[2]])
+    assert (_forms(writing), writing.verify(repair=True).problems) == ({"factors"}, ())
+    assert undoing.reexpert().generated == 0  # changes nothing back
+    assert _forms(open_store(models=None)) == {"factors"}
 
 
 _KILLED = """
@@ -128,7 +141,7 @@ def test_what_is_purged_is_purged_from_every_bank_and_the_old_one_can_be_dropped
         assert file.is_dir() or needle not in file.read_bytes()
     assert len(bank_names(str(store.layout.tables))) == 2
     assert store.drop_previous() == 1
-    assert (bank_names(str(store.layout.tables)), store.verify().problems) == ([store._existing_bank().name], ())
+    assert (bank_names(str(store.layout.tables)), store.verify().problems) == ([store._tables.bank().name], ())
     with pytest.raises(ConfigError, match="no other"):
         store.reexpert(is_undone=True)
     assert store.stats().experts == 2

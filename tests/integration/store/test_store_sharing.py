@@ -349,3 +349,14 @@ def test_damaged_tables_are_reported_as_such(open_store: Open, facts: list[Passa
         with pytest.raises(KnowledgeStoreError):
             use()
     assert not store.verify().clean
+
+
+def test_a_reader_goes_on_with_a_bank_that_another_store_made_anew(open_store: Open, facts: list[Passage]) -> None:
+    reading, mending = open_store(), open_store()
+    reading.add(facts[:2])
+    before = reading.ask("When was Rome founded?").text
+    for path in (reading.layout.tables / "experts.lance" / "_versions").iterdir():
+        path.unlink()
+    assert mending.verify(repair=True).clean
+    reading.forget()
+    assert reading.ask("When was Rome founded?").text == before
