@@ -124,7 +124,7 @@ def _relevance(session: Session) -> Iterator[Check]:
         yield Check("relevance", "problem", error.what, error.fix)
         return
     null = "there is no null option" if threshold is None else f"nothing is mounted under a score of {threshold:.2f}"
-    yield Check("relevance", "ok", f"{null}, temperature {temperature:.2f}, of words {of_words:.2f}")
+    yield Check("relevance", "ok", f"{null}, temperature of sentences {temperature:.2f}, of words {of_words:.2f}")
 
 
 def _disk(session: Session) -> Iterator[Check]:

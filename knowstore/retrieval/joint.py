@@ -39,8 +39,9 @@ class JointConfig:
     """What a folder's config.json says beside its `kind`.
 
     `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
-    `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. Scores are divided by
-    `temperature` in Eq. 9, those of words by `word_temperature`; under `null_threshold` no passage is relevant enough.
+    `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. The model's logits of
+    passages and sentences are divided by `temperature`, those of words by `word_temperature`; a passage whose logit is
+    under `null_threshold` is not relevant enough.
     """
 
     base_digest: str
@@ -313,11 +314,14 @@ class JointReranker:
     @property
     def null_threshold(self) -> float | None:
         """Of the scores that order passages: the late reranker's, or the model's own without `n_read`."""
-        return self.config.null_threshold if self._n_read is None else self._late.null_threshold
+        if self._n_read is not None:
+            return self._late.null_threshold
+        return None if self.config.null_threshold is None else self.config.null_threshold / self.config.temperature
 
     @property
     def temperature(self) -> float:
-        return self.config.temperature
+        """Of the scores that order passages, as above; the model's own come divided by the temperature that fits."""
+        return 1.0 if self._n_read is None else self._late.temperature
 
     def score(
         self,
@@ -358,7 +362,7 @@ class JointReranker:
             for i, row, each, first in zip(indices, rows, tokens.tolist(), batch.firsts, strict=True):
                 logits = row.tolist()[: len(whole[i])]
                 logits += [UNREAD] * (len(whole[i]) - len(logits))
-                score = torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item()
+                score = self._tempered(torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item())
                 words = [
                     (*span, logit / self.config.word_temperature)
                     for span, sentence, logit in zip(
@@ -366,8 +370,12 @@ class JointReranker:
                     )
                     if sentence >= 0
                 ]
-                scores[i] = RerankScore(score, tuple(logits) if candidates[i].spans else (), tuple(words))
+                sentences = tuple(map(self._tempered, logits)) if candidates[i].spans else ()
+                scores[i] = RerankScore(score, sentences, tuple(words))
         return scores
+
+    def _tempered(self, logit: float) -> float:
+        return logit if logit <= UNREAD + 1 else logit / self.config.temperature
 
 
 def _best(scores: Sequence[RerankScore], n_read: int, n_best: int | None) -> list[int]:

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from knowstore.encoders import load_base
 from knowstore.errors import ConfigError, RetrievalError
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, LateReranker, RerankItem, load_reranker
-from knowstore.retrieval.joint import UNREAD
+from knowstore.retrieval.joint import N_READ, UNREAD
+from knowstore.retrieval.reranker import relevance
 
 QUESTION = "when was rome founded ?"
 TEXT = "rome was founded in 753 bc . it is a city !"
@@ -116,7 +117,7 @@ def test_a_saved_reranker_loads_with_the_same_scores(bert: Path, tmp_path: Path)
     reranker.save(tmp_path, dtype=torch.float32)
     loaded = JointReranker.load(tmp_path, bert)
     assert loaded.config == reranker.config
-    assert (loaded.config.null_threshold, loaded.temperature) == (-1.5, 1.25)
+    assert (loaded.config.null_threshold, loaded.config.temperature) == (-1.5, 1.25)
     assert loaded.score(QUESTION, ITEMS) == reranker.score(QUESTION, ITEMS)
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {"head.weight", "head.bias", "encoder.layer.0.output.dense.weight"} <= names
@@ -234,6 +235,24 @@ def test_all_are_read_without_vectors_or_without_a_limit(
     bare = [replace(item, segment_vectors=None) for item in items]
     assert reranker.score(QUESTION, bare, vector) == everything
     assert reranker.score(QUESTION, items, vector) != everything
+
+
+def test_the_temperature_is_that_of_what_the_model_itself_makes_of_passages_and_sentences(
+    reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    config = replace(reranker.config, temperature=2.0, null_threshold=-3.0)
+    for question_vector, n_read in ((vector, N_READ), (None, N_READ), (vector, None)):
+        scorers = [JointReranker(reranker.model, each, n_read=n_read) for each in (reranker.config, config)]
+        assert [each.temperature for each in scorers] == [1.0, 1.0]
+        plain, tempered = (each.score(QUESTION, items, question_vector) for each in scorers)
+        is_late = question_vector is not None and n_read is not None
+        for one, other in zip(plain, tempered, strict=True):
+            assert other.score == pytest.approx(one.score / (1 if is_late else 2))
+            assert relevance(other.segment_scores) == pytest.approx(
+                relevance(one.segment_scores, 2.0 if len(one.word_scores) else 1.0)
+            )
+    assert scorers[1].null_threshold == -1.5
 
 
 def test_a_folder_of_kind_joint_is_loaded_with_the_encoder_that_it_names(bert: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_temperature_and_top_k_shape_the_weights(store: KnowledgeStore, open_sto
     assert all(sum(each) == pytest.approx(1, abs=1e-6) for each in (cold, warm, hot))
 
 
-def test_a_joint_reranker_weighs_sentences_and_uses_its_own_temperature(
+def test_a_joint_reranker_weighs_sentences_at_its_own_temperature_and_leaves_passages_to_the_late_one(
     store: KnowledgeStore, open_store: Open, tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path
 ) -> None:
     base = load_base(tiny_retriever_dir)
@@ -124,9 +124,9 @@ def test_a_joint_reranker_weighs_sentences_and_uses_its_own_temperature(
     assert [hit.score for hit in answer.hits] == [hit.score for hit in late.hits]
     assert [hit.segment_scores for hit in answer.hits] != [hit.segment_scores for hit in late.hits]
     kept = answer.hits[:4]
-    assert [one.weight for one in answer.experts] == pytest.approx(relevance([hit.score for hit in kept], 2.0))
+    assert [one.weight for one in answer.experts] == pytest.approx(relevance([hit.score for hit in kept], 0.5))
     for one, hit in zip(answer.experts, kept, strict=True):
-        shares = [one.weight * share for share in relevance(hit.segment_scores, 2.0)]
+        shares = [one.weight * share for share in relevance(hit.segment_scores, 0.5)]
         assert list(one.segment_weights) == pytest.approx(shares)
 
 
