@@ -34,7 +34,7 @@ faults: $(VENV)/.tests ## Kill the processes of stores, let their disks fail, le
 	@$(BIN)/python -m tests.faults --soak 600
 	@$(BIN)/python -m tests.faults --soak 600 --postgresql
 
-weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader from the files in DATA, into build/weights: hours
+weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader into build/weights, from DATA, a folder with train/NAME.jsonl.gz: hours
 	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --minutes 85 --output build/weights/reranker
 	@$(BIN)/knowstore --reranker build/weights/reranker \
 		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/tokens
