@@ -37,6 +37,16 @@ class Generated:
     n_question_cut: int = 0
 
 
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt's token ids, the place where its question starts, and how many tokens were cut as in `Generated`."""
+
+    ids: list[int]
+    start: int
+    n_cut: int
+    n_question_cut: int
+
+
 class _Stream(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
     """Notes when the first token comes and hands text on as soon as it is final."""
 
@@ -88,26 +98,14 @@ def generate(
     """
     started = time.perf_counter()
     pack(llm.model)
-    limit = _max_prompt_tokens(llm, config.max_tokens)
-    rows: list[list[int]] = []
-    starts, cuts, question_cuts = [], [], []
-    for prompt in prompts:
-        question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
-        before = llm.prompt_ids(prompt.before) if prompt.before else []
-        n_cut = max(0, len(before) + len(question) - limit)
-        question_cuts.append(max(0, len(question) - limit))
-        before, question = before[: max(0, len(before) - n_cut)], question[-limit:]
-        rows.append(before + question)
-        starts.append(len(before))
-        cuts.append(n_cut)
-    width = max(len(row) for row in rows)
+    rows = prompt_rows(llm, prompts, config.max_tokens)
+    width = max(len(row.ids) for row in rows)
     pad = llm.tokenizer.pad_token_id if llm.tokenizer.pad_token_id is not None else llm.stop_ids[0]
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=llm.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=llm.device)
-    is_from_question = config.where == "question" and any(starts)
-    positions = (
-        [width - len(row) + start for row, start in zip(rows, starts, strict=True)] if is_from_question else None
-    )
+    n_padded = [width - len(row.ids) for row in rows]
+    ids = torch.tensor([[pad] * n + row.ids for n, row in zip(n_padded, rows, strict=True)], device=llm.device)
+    mask = torch.tensor([[0] * n + [1] * (width - n) for n in n_padded], device=llm.device)
+    is_from_question = config.where == "question" and any(row.start for row in rows)
+    positions = [n + row.start for n, row in zip(n_padded, rows, strict=True)] if is_from_question else None
     stream = _Stream(llm, started, on_text) if len(rows) == 1 and config.n_beams == 1 else None
     mounted = nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions)
     can_stop = config.min_tokens < config.max_tokens
@@ -129,9 +127,23 @@ def generate(
         )
     first = stream.first_token_s if stream is not None else 0.0
     return [
-        Generated(decode(llm, row[width:].tolist()), first, cut, of_question)
-        for row, cut, of_question in zip(out, cuts, question_cuts, strict=True)
+        Generated(decode(llm, written[width:].tolist()), first, row.n_cut, row.n_question_cut)
+        for written, row in zip(out, rows, strict=True)
     ]
+
+
+def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[PromptRow]:
+    """Prompts as token ids that leave room for `n_new` more: what is too long loses the end of what stands before its
+    question, then the beginning of the question."""
+    limit = _max_prompt_tokens(llm, n_new)
+    rows = []
+    for prompt in prompts:
+        question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
+        before = llm.prompt_ids(prompt.before) if prompt.before else []
+        n_cut = max(0, len(before) + len(question) - limit)
+        before = before[: max(0, len(before) - n_cut)]
+        rows.append(PromptRow(before + question[-limit:], len(before), n_cut, max(0, len(question) - limit)))
+    return rows
 
 
 def _max_prompt_tokens(llm: FrozenLLM, max_new_tokens: int) -> int:
