@@ -40,7 +40,9 @@ class JointConfig:
 
     `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
     `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. Scores are divided by
-    `temperature` in Eq. 9, those of words by `word_temperature`; under `null_threshold` no passage is relevant enough.
+    `temperature` in Eq. 9, those of words by `word_temperature`. Under `null_threshold` no passage is relevant enough,
+    where passages are ordered by the model's own scores; it is None for a model that was trained without passages that
+    do not answer.
     """
 
     base_digest: str
