@@ -197,7 +197,7 @@ def _check_fits(reference: str, network: Hypernetwork, llm: FrozenLLM, kind: str
         raise HypernetworkError(
             f"{reference} is a {config.kind} hypernetwork for layer {config.layer} of a model of width {config.width}",
             kept="nothing was trained",
-            fix=f"go on from one of kind `{kind}` for a model of width {llm.width} with {llm.n_layers} layers",
+            fix=f"start from one of kind `{kind}` for a model of width {llm.width} with {llm.n_layers} layers",
         )
 
 
