@@ -1,4 +1,4 @@
-"""`knowstore train`: hypernetworks and rerankers trained on this machine."""
+"""`knowstore train`: hypernetworks, readers and rerankers trained on this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from knowstore.errors import HypernetworkError, TrainingError
+from knowstore.errors import HypernetworkError
 
-from .output import Output, size
+from .output import size
 from .registration import command, group
 from .session import Session, given
 
@@ -21,9 +21,24 @@ if TYPE_CHECKING:
     from knowstore.retrieval import JointReranker
     from knowstore.training import RerankerProgress, TrainingProgress
 
+Data = Annotated[
+    list[Path],
+    typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."),
+]
+Folder = Annotated[
+    Path, typer.Option(help="Folder for the weights; its training/ takes the checkpoint, the log and its curves.")
+]
+Minutes = Annotated[float | None, typer.Option(help="How long to train.")]
+Steps = Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")]
+BatchQuestions = Annotated[int | None, typer.Option(help="Most questions of a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="The highest learning rate.")]
+Seed = Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")]
+
+_UNKNOWN = "not validated"
+
 train = group(
     "train",
-    "Train what turns passages into experts, and what orders passages.",
+    "Train what turns passages into experts, what reads passages in the prompt, and what orders passages.",
     "knowstore train hypernetwork --data train.jsonl.gz --output my-hypernetwork --minutes 20",
 )
 
@@ -31,20 +46,13 @@ train = group(
 @command(train, example="knowstore train hypernetwork --data train.jsonl.gz --output my-hypernetwork --minutes 20")
 def hypernetwork(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints, the log and its curves.")
-    ],
-    minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")] = None,
-    batch_questions: Annotated[int | None, typer.Option(help="Most questions of a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
+    data: Data,
+    output: Folder,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch_questions: BatchQuestions = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
     layer: Annotated[int, typer.Option(help="0-based decoder block that the experts are for.")] = 12,
     max_norm: Annotated[float | None, typer.Option(help="Bound on what experts add at a position.")] = 250.0,
     pointing_share: Annotated[
@@ -76,9 +84,8 @@ def hypernetwork(
         TokensConfig,
         TokensHypernetwork,
         load_hypernetwork,
-        load_llm,
     )
-    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.models import resolve
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
@@ -91,23 +98,15 @@ def hypernetwork(
     config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed, patience=patience))
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
-    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
-    device = choose_device(models.device)
-    resolved = resolve(models.llm, "llm", progress=session.output.progress)
-    llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
+    llm, name = _llm(session)
     torch.manual_seed(config.seed)
     network: Hypernetwork
     if start is not None:
-        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=device, base=_encoder(session))
-        if network.config.kind != kind or network.config.width != llm.width:
-            raise HypernetworkError(
-                f"{start} is a {network.config.kind} hypernetwork for a model of width {network.config.width}",
-                kept="nothing was trained",
-                fix=f"go on from one of kind `{kind}` for a model of width {llm.width}",
-            )
+        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=str(llm.device), base=_encoder(session))
+        _check_fits(start, network, llm, kind)
     elif kind == "pooled":
-        network = PooledHypernetwork(PooledConfig(llm.width, layer=layer, max_norm=max_norm)).to(device)
+        network = PooledHypernetwork(PooledConfig(llm.width, layer=layer, max_norm=max_norm)).to(llm.device)
     else:
         encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
         base = load_base(encoder.path)
@@ -119,43 +118,38 @@ def hypernetwork(
             base_digest=base.digest,
             max_norm=max_norm,
         )
-        network = TokensHypernetwork(sizes, base).to(device)
+        network = TokensHypernetwork(sizes, base).to(llm.device)
     reranker = _joint_reranker(session, llm) if kind == "tokens" else None
     kept = train_hypernetwork(
         network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
-        on_progress=_Log(session.output, work),
+        on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
     )  # fmt: skip
-    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {resolved.name}")
+    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
     session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
 
 
 @command(train, example="knowstore train reader --data train.jsonl.gz --output my-reader --minutes 20")
 def reader(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for the weights; its training/ takes checkpoints, the log and its curves.")
-    ],
-    minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")] = None,
-    batch_questions: Annotated[int | None, typer.Option(help="Most questions of a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
+    data: Data,
+    output: Folder,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch_questions: BatchQuestions = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
 ) -> None:
     """Train what reads passages in the prompt, for `--mode rag` and `hybrid`, by Eq. 5.
 
-    It starts from the hypernetwork's static and query experts, and in a share of the steps the passages' experts are
-    mounted as well. The same command goes on from the last checkpoint of a run that was cut off.
+    It starts from the hypernetwork's static and query experts. In a share of the steps the passages' experts are
+    mounted as well, where the hypernetwork is of kind `tokens` and the reranker reads passages without their vectors.
+    The same command goes on from the last checkpoint of a run that was cut off. Use the result with
+    `knowstore --reader FOLDER`.
     """
     import torch
 
-    from knowstore.experts import ReaderConfig, ReaderHypernetwork, TokensHypernetwork, load_hypernetwork, load_llm
-    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.experts import ReaderConfig, ReaderHypernetwork, TokensHypernetwork, load_hypernetwork
+    from knowstore.models import resolve
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
@@ -166,24 +160,45 @@ def reader(
         minutes=minutes, steps=steps, batch_questions=batch_questions, learning_rate=learning_rate, seed=seed
     )
     config = replace(TrainingConfig(), **chosen)
-    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
-    device = choose_device(models.device)
-    resolved = resolve(models.llm, "llm", progress=session.output.progress)
-    llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
+    llm, name = _llm(session)
     found = resolve(models.hypernetwork, "hypernetwork", progress=session.output.progress)
-    beside = load_hypernetwork(found.path, device=device, base=_encoder(session))
+    beside = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
+    _check_fits(models.hypernetwork, beside, llm, beside.config.kind)
     torch.manual_seed(config.seed)
     sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
-    network = ReaderHypernetwork(sizes).to(device)
+    network = ReaderHypernetwork(sizes).to(llm.device)
     network.start_from(beside)
     reranker = _joint_reranker(session, llm)
     kept = train_hypernetwork(
         network, llm, rows, config, work, reranker=reranker,
         beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
-        on_progress=_Log(session.output, work),
+        on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
     )  # fmt: skip
-    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {resolved.name}")
+    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
+    session.output.hint(f"use it with `knowstore --reader {output}`; {work} may be deleted")
+
+
+def _llm(session: Session) -> tuple[FrozenLLM, str]:
+    """The configured language model, and its name."""
+    from knowstore.experts import load_llm
+    from knowstore.models import choose_device, choose_dtype, resolve
+
+    models = session.model_config()
+    device = choose_device(models.device)
+    resolved = resolve(models.llm, "llm", progress=session.output.progress)
+    return load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device)), resolved.name
+
+
+def _check_fits(reference: str, network: Hypernetwork, llm: FrozenLLM, kind: str) -> None:
+    """Refuse a hypernetwork of another kind, or for another language model."""
+    config = network.config
+    if config.kind != kind or config.width != llm.width or config.layer >= llm.n_layers:
+        raise HypernetworkError(
+            f"{reference} is a {config.kind} hypernetwork for layer {config.layer} of a model of width {config.width}",
+            kept="nothing was trained",
+            fix=f"start from one of kind `{kind}` for a model of width {llm.width} with {llm.n_layers} layers",
+        )
 
 
 def _encoder(session: Session) -> Callable[[str], Path]:
@@ -210,14 +225,10 @@ def _joint_reranker(session: Session, llm: FrozenLLM) -> JointReranker | None:
     return None
 
 
-def _save(
-    session: Session, network: Hypernetwork, kept: TrainingProgress | None, output: Path, trained_on: str
-) -> None:
+def _save(session: Session, network: Hypernetwork, kept: TrainingProgress, output: Path, trained_on: str) -> None:
     """Write what was trained, and say so."""
     import torch
 
-    if kept is None:
-        raise TrainingError("a run of no time and no steps", kept="nothing was trained", fix="give it some minutes")
     quality = _quality(kept)
     notes = f"{trained_on}, {kept.seconds / 60:.0f} minutes; {quality}"
     network.config = replace(network.config, trained_steps=network.config.trained_steps + kept.step, notes=notes)
@@ -242,21 +253,18 @@ def _quality(progress: TrainingProgress) -> str:
         )
     if progress.gold_em is not None and progress.shuffled_em is not None:
         parts.append(f"exact answers {progress.gold_em:.0%} and {progress.shuffled_em:.0%}")
-    return f"on questions kept out: {'; '.join(parts)}" if parts else "not validated"
+    return f"on questions kept out: {'; '.join(parts)}" if parts else _UNKNOWN
 
 
-class _Log:
-    """Shows the training of a hypernetwork as it goes."""
-
-    def __init__(self, output: Output, work: Path) -> None:
-        self._output, self._work = output, work
-
-    def __call__(self, progress: TrainingProgress) -> None:
-        detail = f"step {progress.step}, {progress.part}, loss {progress.loss:.2f}"
-        if (quality := _quality(progress)) != "not validated":
-            self._output.note(f"{progress.seconds:.0f} s, {detail}; {quality}")
-            _draw(self._work)
-        self._output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)
+def _show(
+    session: Session, work: Path, progress: TrainingProgress | RerankerProgress, quality: str, part: str = ""
+) -> None:
+    """Show a training run as it goes."""
+    detail = f"step {progress.step}, {part}loss {progress.loss:.2f}"
+    if quality != _UNKNOWN:
+        session.output.note(f"{progress.seconds:.0f} s, {detail}; {quality}")
+        _draw(work)
+    session.output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)
 
 
 def _draw(work: Path) -> None:
@@ -270,19 +278,12 @@ def _draw(work: Path) -> None:
 @command(train, example="knowstore train reranker --data train.jsonl.gz --output my-reranker --minutes 20")
 def reranker(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for the weights; its training/ takes the checkpoint, the log and its curves.")
-    ],
-    minutes: Annotated[float | None, typer.Option(help="How long to train.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps to train, whatever time they take.")] = None,
+    data: Data,
+    output: Folder,
+    minutes: Minutes = None,
+    steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
+    seed: Seed = None,
     n_negatives: Annotated[int | None, typer.Option(help="Passages that do not answer, for each question.")] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
@@ -305,57 +306,40 @@ def reranker(
     rows = load_questions(data, sentence_spans)
     chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
     config = RerankerTrainingConfig(**chosen)
-    config = replace(config, n_held_out=min(config.n_held_out, len(rows.questions) // 10))
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
     base = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
-    log = _RerankerLog(session.output, work)
     with ExitStack() as stack:
         search = None
         if config.n_negatives:
             encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
             texts = [(one.title, one.text) for one in rows.passages]
             search = stack.enter_context(passage_search(encoder, texts, session.output.progress))
-        trained = train_reranker(model, rows, search, config, work, base=base, on_progress=log)
-    notes = f"{len(rows.questions):,} questions, {log.seconds / 60:.0f} minutes, from {resolved.name}; {log.quality}"
+        trained, kept = train_reranker(
+            model, rows, search, config, work, base=base,
+            on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
+        )  # fmt: skip
+    quality = _reranker_quality(kept)
+    notes = f"{len(rows.questions):,} questions, {kept.seconds / 60:.0f} minutes, from {resolved.name}; {quality}"
     trained.config = replace(trained.config, notes=notes)
     trained.save(output)
     n_bytes = (output / "model.safetensors").stat().st_size
     record: dict[str, Any] = {
-        "output": str(output), "steps": trained.config.trained_steps, "seconds": log.seconds, "loss": log.loss,
-        "sentence_accuracy": log.sentence_accuracy, "gold_first": log.gold_first,
-        "null_threshold": trained.config.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
+        "output": str(output), "steps": kept.step, "seconds": kept.seconds, "loss": kept.loss,
+        "sentence_accuracy": kept.sentence_accuracy, "gold_first": kept.gold_first,
+        "null_threshold": trained.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
     }  # fmt: skip
-    summary = f"{trained.config.trained_steps:,} steps, {log.seconds:.0f} s, {size(n_bytes)}; {log.quality}"
+    summary = f"{kept.step:,} steps, {kept.seconds:.0f} s, {size(n_bytes)}; {quality}"
     session.output.result(record, f"{output}: {summary}", [output])
     session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
 
 
-class _RerankerLog:
-    """Shows the training of a reranker as it goes, and keeps its last figures."""
-
-    def __init__(self, output: Output, work: Path) -> None:
-        self._output, self._work = output, work
-        self.seconds, self.loss = 0.0, 0.0
-        self.sentence_accuracy: float | None = None
-        self.gold_first: float | None = None
-
-    @property
-    def quality(self) -> str:
-        """How good it is on the questions that were kept out."""
-        if self.sentence_accuracy is None:
-            return "not validated"
-        first = "" if self.gold_first is None else f" and its passage comes first in {self.gold_first:.0%}"
-        return f"on questions kept out, the sentence that answers is found in {self.sentence_accuracy:.0%}{first}"
-
-    def __call__(self, progress: RerankerProgress) -> None:
-        self.seconds, self.loss = progress.seconds, progress.loss
-        detail = f"step {progress.step}, loss {progress.loss:.2f}"
-        if progress.sentence_accuracy is not None:
-            self.sentence_accuracy, self.gold_first = progress.sentence_accuracy, progress.gold_first
-            self._output.note(f"{progress.seconds:.0f} s, {detail}; {self.quality}")
-            _draw(self._work)
-        self._output.progress("training (%)", min(100, int(100 * progress.fraction)), 100, detail)
+def _reranker_quality(progress: RerankerProgress) -> str:
+    """How good it is on the questions that were kept out."""
+    if progress.sentence_accuracy is None:
+        return _UNKNOWN
+    first = "" if progress.gold_first is None else f" and its passage comes first in {progress.gold_first:.0%}"
+    return f"on questions kept out, the sentence that answers is found in {progress.sentence_accuracy:.0%}{first}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bank import ExpertBank, StoredExpert
@@ -17,6 +17,9 @@ from knowstore.errors import SourceError
 from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage, SourceFailure
 from knowstore.sources import ColumnMap, Source, find_sources, read_passages, sentence_spans
+
+if TYPE_CHECKING:
+    from knowstore.retrieval import Retriever
 
 _CHUNK = 512  # passages in one write: experts of a few dozen MB
 _BATCH_TOKENS = 4096  # padded tokens in one forward of the LLM
@@ -133,16 +136,13 @@ def write_passages(
 
     def flush() -> None:
         started = time.perf_counter()
-        spans = [sentence_spans(passage.text) for passage in chunk]
-        vectors = models.retriever.encode_passages(chunk, spans)
-        experts = _generate(chunk, spans, models, codec, len(written.ids), n_passages, on_progress)
+        rows = embedded_rows(models.retriever, chunk)
+        experts = _generate(
+            chunk, [row.segments for row in rows], models, codec, len(written.ids), n_passages, on_progress
+        )
         written.model_seconds += time.perf_counter() - started
         # the bank first: a passage that is there has its expert, whatever happens between the two
         bank.add(experts, codec, batch_id)
-        rows = [
-            PassageRow(passage, vector, span, segment_vectors)
-            for passage, span, (vector, segment_vectors) in zip(chunk, spans, vectors, strict=True)
-        ]
         table.add(rows, batch_id)
         written.ids.update(passage.passage_id for passage in chunk)
         chunk.clear()
@@ -154,6 +154,16 @@ def write_passages(
     if chunk:
         flush()
     return written
+
+
+def embedded_rows(retriever: Retriever, passages: Sequence[Passage]) -> list[PassageRow]:
+    """Passages with their sentences and the vectors of both, as rows to be added."""
+    spans = [sentence_spans(passage.text) for passage in passages]
+    vectors = retriever.encode_passages(passages, spans)
+    return [
+        PassageRow(passage, vector, span, segment_vectors)
+        for passage, span, (vector, segment_vectors) in zip(passages, spans, vectors, strict=True)
+    ]
 
 
 def write_experts(
@@ -171,7 +181,7 @@ def write_experts(
 
 def _generate(
     passages: Sequence[Passage],
-    spans: Sequence[list[tuple[int, int]]],
+    spans: Sequence[Sequence[tuple[int, int]]],
     models: LoadedModels,
     codec: Codec,
     n_before: int,

@@ -8,10 +8,10 @@ from itertools import chain, zip_longest
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from knowstore._ingest import embedded_rows
 from knowstore._loaded import OnProgress
-from knowstore.passages import PassageRow, PassageTable
+from knowstore.passages import PassageTable
 from knowstore.records import Passage
-from knowstore.sources import sentence_spans
 
 if TYPE_CHECKING:
     from knowstore.retrieval import Retriever
@@ -31,10 +31,7 @@ def passages_table(
         table = PassageTable.open(folder, dim=retriever.dim, create=True)
         for first in range(0, len(passages), _ROWS):
             part = passages[first : first + _ROWS]
-            spans = [sentence_spans(passage.text) for passage in part]
-            vectors = retriever.encode_passages(part, spans)
-            rows = [PassageRow(p, v, some, each) for p, some, (v, each) in zip(part, spans, vectors, strict=True)]
-            table.add(rows, TABLE_BATCH)
+            table.add(embedded_rows(retriever, part), TABLE_BATCH)
             if on_progress is not None:
                 on_progress("encoding passages", first + len(part), len(passages))
         table.optimize()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from knowstore._ingest import write_experts
+from knowstore._ingest import embedded_rows, write_experts
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover
@@ -17,7 +17,6 @@ from knowstore.config import Codec
 from knowstore.errors import BankError, PassageError
 from knowstore.passages import LIVE, ExaminedRow, PassageRow, PassageTable, mended_date, mended_text
 from knowstore.records import Passage, Problem, VerifyReport
-from knowstore.sources import sentence_spans
 
 
 def repair(
@@ -129,13 +128,8 @@ class _Work:
 
     def _embed(self, passages: list[Passage], expected: Expected) -> None:
         for part in parts(passages):
-            spans = [sentence_spans(passage.text) for passage in part]
-            vectors = self.models.retriever.encode_passages(part, spans)
-            rows = [
-                PassageRow(_settled(passage, expected), vector, span, segment_vectors)
-                for passage, span, (vector, segment_vectors) in zip(part, spans, vectors, strict=True)
-            ]
-            self.table.add(rows, expected.head)
+            settled = [_settled(passage, expected) for passage in part]
+            self.table.add(embedded_rows(self.models.retriever, settled), expected.head)
 
     def settle_rows(self) -> None:
         """Rows once each, visible when the catalog says, from a source that the catalog knows."""

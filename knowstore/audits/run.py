@@ -28,7 +28,7 @@ def run_audit(
     batch_size: int = 1,
     on_progress: OnProgress | None = None,
 ) -> dict[str, object]:
-    """Ask probes of every batch again, keep every answer, and say what was forgotten (DESIGN §7).
+    """Ask probes of every batch again, keep every answer, and say what was forgotten.
 
     The store is looked at as it is after the edit batch at which the audit begins; a passage that is removed meanwhile
     and brought back by a rollback is missed. Killed, it goes on where it was with `resume`.

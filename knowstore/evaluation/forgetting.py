@@ -1,4 +1,5 @@
-"""What later edit batches did to earlier ones: the forgetting matrix and what is read off it (DESIGN §6)."""
+"""What later edit batches did to earlier ones: the forgetting matrix, the average score, backward transfer and forward
+effect, which are read off it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ _OPS = torch.ops.mkldnn
 def pack(model: nn.Module) -> bool:
     """Keep a blocked copy of every linear map's weights beside them; again it does nothing.
 
-    The weights must not change afterwards. Passes with gradients use the weights themselves.
+    Passes with gradients use the weights themselves. Weights that are edited in place or replaced are blocked anew at
+    the next call; only writes through `.data` go unseen.
 
     Args:
         model: a frozen one; packed when it is in bfloat16 on a CPU, oneDNN computes there in it, and its linear maps
@@ -43,18 +44,26 @@ def _is_useful() -> bool:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    """Whether it can be blocked, and a change of it be noticed, which inference tensors do not tell."""
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.is_inference()
 
 
 class _PackedForward:
     """A linear map's forward pass, with its weights in blocks."""
 
     def __init__(self, module: nn.Linear) -> None:
-        self.weight, self.bias = module.weight, module.bias
-        self.packed = _OPS._reorder_linear_weight(module.weight.detach())
+        self.module = module
+        self._pack(module.weight)
+
+    def _pack(self, weight: Tensor) -> None:
+        self.weight, self.state = weight, (weight.data_ptr(), weight._version)
+        self.packed = _OPS._reorder_linear_weight(weight.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
-            return linear(x, self.weight, self.bias)
-        out: Tensor = _OPS._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        weight, bias = self.module.weight, self.module.bias
+        if torch.is_grad_enabled() or x.dtype != weight.dtype or not _can_pack(weight):
+            return linear(x, weight, bias)
+        if weight is not self.weight or (weight.data_ptr(), weight._version) != self.state:
+            self._pack(weight)
+        out: Tensor = _OPS._linear_pointwise(x, self.packed, bias, "none", [], "")
         return out

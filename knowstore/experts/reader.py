@@ -2,8 +2,8 @@
 
 It is the static expert and query experts alone, the latter in blocks above the mount layer as well: what teaches the
 frozen LLM to answer briefly from passages in its prompt. They act from the question on, so that passages are read by
-the LLM as it is. It is the fair opponent of experts (the tuned reader of DESIGN section 6), and what `ask` mounts in
-modes `rag` and `hybrid`.
+the LLM as it is. It is the fair opponent of experts, for reading is trained as they are, and what `ask` mounts in modes
+`rag` and `hybrid`.
 """
 
 from __future__ import annotations

@@ -251,23 +251,20 @@ class PassageTable:
             return False
         return True
 
-    def salvage(self) -> int:
+    def salvage(self) -> None:
         """Write the table anew from the rows that can be read where a data file is torn or missing.
-
-        Returns: how many rows were lost.
 
         Raises:
             PassageError: a write failed, or no row can be read.
         """
-        table, n_rows = self._table, self._table.count_rows()
-        parts = list(_readable(table, 0, n_rows))
+        table = self._table
+        parts = list(_readable(table, 0, table.count_rows()))
         if not parts:
             raise _unreadable(OSError("no row of it can be read"))
         rows = pa.concat_tables(parts)
         with self._writing():
             table.add(rows.cast(table.schema), mode="overwrite")
             self._build_indexes(rebuild=True)
-        return int(n_rows - rows.num_rows)
 
     def _build_indexes(self, *, rebuild: bool) -> None:
         present = {column for index in self._table.list_indices() for column in index.columns}

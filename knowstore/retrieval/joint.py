@@ -40,8 +40,9 @@ class JointConfig:
 
     `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
     `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. The model's logits of
-    passages and sentences are divided by `temperature`, those of words by `word_temperature`; a passage whose logit is
-    under `null_threshold` is not relevant enough.
+    passages and sentences are divided by `temperature`, those of words by `word_temperature`. A passage whose logit is
+    under `null_threshold` is not relevant enough, where passages are ordered by the model's own scores; it is None for
+    a model that was trained without passages that do not answer.
     """
 
     base_digest: str

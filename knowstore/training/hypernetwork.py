@@ -29,6 +29,7 @@ from knowstore.experts.reader import ReaderHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
 from knowstore.training.data import TrainingData
+from knowstore.training.extent import fraction_done, n_kept_out, no_steps
 from knowstore.training.pooled import PooledRun
 from knowstore.training.reader import ReaderRun
 from knowstore.training.run import Batch, Losses, Run, TokensRun
@@ -46,9 +47,10 @@ class TrainingConfig:
     (`encoder_rate` for the encoder, `learning_rate` for all else; times `answering_factor` while answering) rise over
     `warmup` steps, then fall to `last_share` of themselves, linearly or as a cosine. A batch holds up to
     `batch_questions` questions on passages of up to `batch_pieces` word pieces in all; a passage gives up to
-    `n_per_passage` questions an epoch. `n_held_out` questions, with the passages that they stand in, are kept out to
-    validate; of these the answers to about `n_generated` are generated. With a `patience` the run ends after so many
-    validations in a row that did not raise gold minus shuffled F1, and the best weights are kept.
+    `n_per_passage` questions an epoch. `n_held_out` questions (a tenth of them and at most 200 when None), with the
+    passages that they stand in, are kept out to validate; of these the answers to about `n_generated` are generated.
+    With a `patience` the run ends after so many validations in a row that did not raise gold minus shuffled F1, and
+    the best weights are kept.
     """
 
     minutes: float = 75.0
@@ -70,7 +72,7 @@ class TrainingConfig:
     max_gradient_norm: float = 2.0
     silence_weight: float = 0.3
     pointing_weight: float = 0.3
-    n_held_out: int = 200
+    n_held_out: int | None = None
     n_generated: int = 60
     patience: int | None = None
     validate_every: int = 200
@@ -90,9 +92,10 @@ class TrainingConfig:
 class TrainingProgress:
     """One line of the log. `loss` is the sum that the step minimised; `answer` is Eq. 5 in nats per answer token,
     None while pointing; `accuracy` is the share of questions whose first answer token is pointed at within its
-    sentence. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's expert and
-    with another's; `held_out_accuracy` is on the same questions, and `gold_em`,
-    `gold_f1`, `shuffled_em` and `shuffled_f1` are of answers that were generated to some of them."""
+    sentence, None for a kind that does not point. `gold` and `shuffled` are nats per answer token on the questions kept
+    out, with the passage's expert and with another's, or for a `reader` with the passage or another in the prompt;
+    `held_out_accuracy` is on the same questions, and `gold_em`, `gold_f1`, `shuffled_em` and `shuffled_f1` are of
+    answers that were generated to some of them."""
 
     step: int
     seconds: float
@@ -122,7 +125,7 @@ def train_hypernetwork(
     reranker: Reranker | None = None,
     beside: TokensHypernetwork | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-) -> TrainingProgress | None:
+) -> TrainingProgress:
     """Train a hypernetwork in place.
 
     The folder takes the log (`log.jsonl`) and a checkpoint from which the same call goes on. `pooled` and `reader`
@@ -134,11 +137,11 @@ def train_hypernetwork(
         beside: to train a `reader`: the hypernetwork whose experts are mounted beside the prompt in a share of the
             batches, weighed by `reranker`; None for prompts alone.
 
-    Returns: the log's line of the step whose weights are kept, with the last validation up to it; None without a step.
+    Returns: the log's line of the step whose weights are kept, with the last validation up to it.
 
     Raises:
-        TrainingError: a kind that cannot be trained, too few questions, a checkpoint of another run, or a loss that is
-            not finite; the last checkpoint stays.
+        TrainingError: a kind that cannot be trained, `beside` without a reranker, too few questions, a run without a
+            step, a checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run: Run
@@ -184,6 +187,8 @@ def train_hypernetwork(
             log.flush()
             if on_progress is not None:
                 on_progress(progress)
+    if loop.kept is None:
+        raise no_steps()
     loop.checkpoint()
     if loop.best:
         hypernetwork.load_state_dict(loop.best, strict=False)
@@ -225,8 +230,8 @@ class _Loop:
         if self.config.patience is not None and self.n_worse >= self.config.patience:
             return 1.0
         if self.config.steps is None:
-            return self.seconds / (60 * self.config.minutes)
-        return self.done / self.config.steps
+            return fraction_done(self.seconds, 60 * self.config.minutes)
+        return fraction_done(self.done, self.config.steps)
 
     def step(self, train: Sequence[int], held_out: Sequence[int]) -> TrainingProgress:
         """One step, and what it says."""
@@ -385,7 +390,7 @@ class _Loop:
         described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
         if described.get("made_with") != self._made_with() or TrainingConfig(**described["config"]) != self.config:
             raise TrainingError(
-                f"{self.folder} holds a checkpoint of a run with other settings, hypernetwork or reranker",
+                f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
         tensors = load_file(self.folder / described["file"])
@@ -407,10 +412,11 @@ class _Loop:
 
     def _made_with(self) -> dict[str, Any]:
         """What beside the settings decides how a run goes on."""
-        reranker = self.run.reranker
+        reranker, beside = self.run.reranker, self.run.beside
         made_with = {
             "network": described_hypernetwork(self.run.network),
             "reranker": None if reranker is None else reranker.fingerprint,
+            "beside": None if beside is None else beside.network.fingerprint(),
         }
         return dict(json.loads(json.dumps(made_with)))
 
@@ -424,12 +430,12 @@ def _gain(progress: TrainingProgress | None) -> float:
 
 
 def _split(run: Run, config: TrainingConfig) -> tuple[list[int], list[int]]:
-    """Passages kept out with about `n_held_out` questions, and all others that have questions."""
+    """Passages kept out with about as many questions as are to be, and all others that have questions."""
     order = sorted(run.by_passage)
     random.Random(config.seed).shuffle(order)
     held_out: list[int] = []
-    n = 0
-    while order and (n < config.n_held_out or len(held_out) == 1):  # a passage is compared with another
+    n, n_wanted = 0, n_kept_out(config.n_held_out, run.data)
+    while order and (n < n_wanted or len(held_out) == 1):  # a passage is compared with another
         held_out.append(order.pop())
         n += len(run.by_passage[held_out[-1]])
     return held_out, order

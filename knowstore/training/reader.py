@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from knowstore.errors import TrainingError
 from knowstore.experts.expert import Experts
 from knowstore.experts.hypernetwork import PassageInput
 from knowstore.experts.llm import FrozenLLM, pad_ids
@@ -29,7 +29,6 @@ from knowstore.training.run import (
     Losses,
     Run,
     TokensRun,
-    answer_places,
     plain_attention,
     written_question,
 )
@@ -46,6 +45,9 @@ class ReaderRun(Run):
         n_per_passage: most questions of a passage.
         beside: a run of the hypernetwork whose experts are mounted in a share of the batches, on the same data; None
             trains for prompts alone.
+
+    Raises:
+        TrainingError: `beside` has no reranker to weigh its experts.
     """
 
     network: ReaderHypernetwork
@@ -58,6 +60,11 @@ class ReaderRun(Run):
         n_per_passage: int,
         beside: TokensRun | None = None,
     ) -> None:
+        if beside is not None and beside.reranker is None:
+            raise TrainingError(
+                "there is no reranker to weigh the experts beside the prompt", kept="nothing was trained",
+                fix="train with a reranker that needs no vectors, or for prompts alone",
+            )  # fmt: skip
         self.network, self.llm, self.beside = network, llm, beside
         self.reranker = None if beside is None else beside.reranker
         self.lengths = [len(one.text) // 4 for one in data.passages]  # about as many tokens
@@ -84,7 +91,7 @@ class ReaderRun(Run):
     @torch.no_grad()
     def answer_nats(self, batch: Batch, given: Given) -> float:
         each = dict(zip((position for position, _ in batch.rows), given.before, strict=True))
-        return float(self._loss(batch, [each.get(p, "\n") for p in range(len(batch.passages))], given.experts))
+        return float(self._loss(batch, [each[p] for p in range(len(batch.passages))], given.experts))
 
     def _shifted(self, batch: Batch, position: int, is_own: bool) -> int:
         return batch.passages[position if is_own else (position + 1) % len(batch.passages)]
@@ -120,6 +127,4 @@ class ReaderRun(Run):
             final = llm.model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
             ).last_hidden_state
-        is_target = answer_places(questions, ids.shape[1]).to(ids.device)
-        logits = llm.model.get_output_embeddings()(final[:, :-1][is_target])
-        return cross_entropy(logits.float(), ids[:, 1:][is_target])
+        return self.nats(questions, ids, final)

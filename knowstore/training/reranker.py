@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 from knowstore.errors import TrainingError
 from knowstore.retrieval.joint import UNREAD, JointConfig, JointModel, JointReranker
 from knowstore.training.data import QuestionRow, TrainingData
+from knowstore.training.extent import fraction_done, n_kept_out, no_steps
 
 Search = Callable[[str], Sequence[int]]
 """Gives the indices of the passages that a question finds, best first."""
@@ -38,8 +39,8 @@ class RerankerTrainingConfig:
     passages that a search finds and that do not answer it. `calibration_weight` weighs what makes a score of 0
     mean as likely relevant as not, `word_weight` what tells the words of the answer within its passage. Without
     negatives the model learns where in a passage an answer stands and nothing of which passage holds it.
-    `n_held_out` questions, with the passages that they stand in, are kept out to validate, each among
-    `n_candidates` passages.
+    `n_held_out` questions (a tenth of them and at most 200 when None), with the passages that they stand in, are kept
+    out to validate, each among `n_candidates` passages.
     """
 
     minutes: float = 60.0
@@ -53,7 +54,7 @@ class RerankerTrainingConfig:
     max_gradient_norm: float = 2.0
     calibration_weight: float = 0.2
     word_weight: float = 0.5
-    n_held_out: int = 200
+    n_held_out: int | None = None
     n_candidates: int = 6
     validate_every: int = 300
     checkpoint_every_s: float = 300.0
@@ -119,7 +120,7 @@ def train_reranker(
     *,
     base: str = "default",
     on_progress: Callable[[RerankerProgress], None] | None = None,
-) -> JointReranker:
+) -> tuple[JointReranker, RerankerProgress]:
     """Train a model by Eq. 8 and calibrate it on questions that are kept out.
 
     The loss is -log(sum of exp over the gold passage's sentences that hold the answer / sum of exp over all
@@ -137,9 +138,11 @@ def train_reranker(
         base: reference of the encoder, for the reranker's config.
         on_progress: called after every step.
 
+    Returns: the reranker, and the log's line of the last step with how good that is on the questions kept out.
+
     Raises:
-        TrainingError: fewer questions than a batch, no other passage or no search for it, a checkpoint of another run,
-            or a loss that is not finite; the last checkpoint stays.
+        TrainingError: fewer questions than a batch, no other passage or no search for it, a run without a step, a
+            checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, data, search, config)
@@ -159,9 +162,11 @@ def train_reranker(
     )
     checkpoint = folder / "checkpoint"
     judged: list[Judged] | None = None
-    step, seconds = 0, 0.0
+    kept: RerankerProgress | None = None
+    seconds = 0.0
     if (checkpoint / "run.json").exists():
-        step, seconds = _resume(checkpoint, model, optimizer, config)
+        kept, seconds = _resume(checkpoint, model, optimizer, config)
+    step = 0 if kept is None else kept.step
     started, saved_at = time.monotonic() - seconds, time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
@@ -180,35 +185,41 @@ def train_reranker(
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(trained.values(), config.max_gradient_norm).item()
             optimizer.step()
-            step += 1
+            step, judged = step + 1, None
             quality: tuple[float | None, float | None] = (None, None)
             is_last = _fraction(config, step, time.monotonic() - started) >= 1
             if run.held_out and (is_last or step % config.validate_every == 0):
                 judged = run.judge()
                 quality = accuracies(judged)
             elapsed = time.monotonic() - started
-            progress = RerankerProgress(step, elapsed, fraction, losses.contrast.item(), norm, *quality)
-            log.write(json.dumps(asdict(progress)) + "\n")
+            kept = RerankerProgress(step, elapsed, fraction, losses.contrast.item(), norm, *quality)
+            log.write(json.dumps(asdict(kept)) + "\n")
             log.flush()
             if on_progress is not None:
-                on_progress(progress)
+                on_progress(kept)
             if time.monotonic() - saved_at >= config.checkpoint_every_s:
-                _checkpoint(checkpoint, model, optimizer, config, step, elapsed)
+                _checkpoint(checkpoint, model, optimizer, config, kept, elapsed)
                 saved_at = time.monotonic()
-        _checkpoint(checkpoint, model, optimizer, config, step, time.monotonic() - started)
-        threshold, temperature = calibrate(run.judge() if judged is None else judged)
+    if kept is None:
+        raise no_steps()
+    _checkpoint(checkpoint, model, optimizer, config, kept, time.monotonic() - started)
+    judged = run.judge() if judged is None else judged
+    if judged:
+        sentence_accuracy, gold_first = accuracies(judged)
+        kept = replace(kept, sentence_accuracy=sentence_accuracy, gold_first=gold_first)
+    threshold, temperature = calibrate(judged)
     model.eval()
     described = JointConfig(
         base_digest=model.base.digest,
         base=base,
         n_shared=model.base.n_shared,
         max_tokens=model.max_tokens,
-        null_threshold=threshold,
+        null_threshold=threshold if config.n_negatives else None,
         temperature=temperature,
         word_temperature=calibrate_words(run.words()),
-        trained_steps=step,
+        trained_steps=kept.step,
     )
-    return JointReranker(model, described, run.dtype)
+    return JointReranker(model, described, run.dtype), kept
 
 
 @torch.no_grad()
@@ -288,11 +299,12 @@ class _Run:
         self._negatives: dict[int, list[int]] = {}
         self._epoch, self._batches = -1, list[list[int]]()
         order = [index for index in range(len(data.questions)) if self.gold(index)]
+        n_held_out = n_kept_out(config.n_held_out, data)
         random.Random(config.seed).shuffle(order)
         self.kept_out: set[int] = set()
         self.held_out: list[int] = []
         for index in order:
-            if len(self.held_out) < config.n_held_out and data.questions[index].passage not in self.kept_out:
+            if len(self.held_out) < n_held_out and data.questions[index].passage not in self.kept_out:
                 self.kept_out.add(data.questions[index].passage)
                 self.held_out.append(index)
         self.train = [index for index in order if data.questions[index].passage not in self.kept_out]
@@ -421,22 +433,24 @@ class _Run:
 
 def _fraction(config: RerankerTrainingConfig, step: int, seconds: float) -> float:
     """How much of the run is behind."""
-    return seconds / (60 * config.minutes) if config.steps is None else step / config.steps
+    return fraction_done(seconds, 60 * config.minutes) if config.steps is None else fraction_done(step, config.steps)
 
 
 def _checkpoint(
     folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig,
-    step: int, seconds: float,
+    kept: RerankerProgress, seconds: float,
 ) -> None:  # fmt: skip
     """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weights/{name}": tensor for name, tensor in model.weights().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    name = f"step-{step}.safetensors"
+    name = f"step-{kept.step}.safetensors"
     save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / name)
     temporary = folder / "run.json.new"
-    described = {"file": name, "step": step, "seconds": seconds, "base": model.base.digest, "config": asdict(config)}
+    described = {
+        "file": name, "kept": asdict(kept), "seconds": seconds, "base": model.base.digest, "config": asdict(config)
+    }  # fmt: skip
     temporary.write_text(json.dumps(described), "utf-8")
     temporary.replace(folder / "run.json")
     for old in folder.glob("step-*.safetensors"):
@@ -446,8 +460,8 @@ def _checkpoint(
 
 def _resume(
     folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig
-) -> tuple[int, float]:
-    """Take up a checkpoint; gives its step and seconds."""
+) -> tuple[RerankerProgress, float]:
+    """Take up a checkpoint; gives its last step's line of the log, and the seconds of the run."""
     described: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
     if described["config"] != asdict(config) or described["base"] != model.base.digest:
         raise TrainingError(
@@ -462,4 +476,4 @@ def _resume(
             _, index, name = key.split("/")
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return described["step"], described["seconds"]
+    return RerankerProgress(**described["kept"]), described["seconds"]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from knowstore.config import GenerationConfig
-from knowstore.errors import TrainingError
+from knowstore.config import GenerationConfig, RetrievalConfig
 from knowstore.evaluation import exact_match, token_f1
 from knowstore.experts.expert import Experts, word_weights
 from knowstore.experts.generation import Prompt, generate
@@ -89,6 +88,7 @@ class Run(ABC):
         by_passage: the questions of each passage.
         lengths: of each passage, in the tokens that its expert is made from.
         reranker: what weighs experts in Eq. 5, where one does.
+        beside: the run of the hypernetwork whose experts are mounted beside what is trained, where one is.
     """
 
     network: Hypernetwork
@@ -98,6 +98,7 @@ class Run(ABC):
     by_passage: dict[int, list[int]]
     lengths: list[int]
     reranker: Reranker | None = None
+    beside: TokensRun | None = None
 
     def prepare(
         self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
@@ -165,8 +166,14 @@ class Run(ABC):
 
     def answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
         """Eq. 5 under what is mounted: the mean over all answer tokens of `questions`, whose padded ids are (Q, T)."""
-        is_target = answer_places(questions, ids.shape[1]).to(ids.device)
-        final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.nats(questions, ids, self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+
+    def nats(self, questions: Sequence[PreparedQuestion], ids: Tensor, final: Tensor) -> Tensor:
+        """Eq. 5 from the last block's states `final` (Q, T, D)."""
+        is_target = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, question in enumerate(questions):
+            is_target[row, question.n_question : len(question.ids)] = True
+        is_target = is_target[:, 1:].to(ids.device)  # (Q, T - 1)
         logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
         return cross_entropy(logits.float(), ids[:, 1:][is_target])
 
@@ -252,23 +259,17 @@ class TokensRun(Run):
 
     @torch.no_grad()
     def served(self, rows: Sequence[tuple[int, Sequence[int]]]) -> Experts:
-        """The experts of Q questions, each with the passages that are mounted for it, weighed by the reranker.
-
-        Raises:
-            TrainingError: no reranker.
-        """
-        if self.reranker is None:
-            raise TrainingError(
-                "there is no reranker to weigh experts with", kept="nothing was trained",
-                fix="train with a joint reranker",
-            )  # fmt: skip
+        """The experts of Q questions, each with the passages that are mounted for it, weighed by the reranker at the
+        grain at which they are served."""
+        assert self.reranker is not None
+        is_of_words = RetrievalConfig().grain == "words"
         places = {passage: place for place, passage in enumerate(dict.fromkeys(p for _, some in rows for p in some))}
         tokenised = [self.passages[passage] for passage in places]
         up, down = self._neurons(tokenised)
         T, n = up.shape[2], max(len(some) for _, some in rows)
         weights = torch.zeros(len(rows), n * T)
         for row, (question, some) in enumerate(rows):
-            found = self.reranked_weights(self.reranker, question, some, is_of_words=False)
+            found = self.reranked_weights(self.reranker, question, some, is_of_words=is_of_words)
             for position, (passage, each) in enumerate(zip(some, found, strict=True)):
                 first = position * T + self.passages[passage].spans[0][0]
                 weights[row, first : first + len(each)] = torch.tensor(each)
@@ -334,16 +335,17 @@ class TokensRun(Run):
         return [_spread(some, each) for some, each in zip(spans, split, strict=True)]
 
     def reranked_weights(
-        self, reranker: Reranker, question: int, pair: Sequence[int], *, is_of_words: bool
+        self, reranker: Reranker, question: int, read: Sequence[int], *, is_of_words: bool
     ) -> list[list[float]]:
-        """What the reranker makes of both passages."""
-        passages = [self.data.passages[passage] for passage in pair]
+        """What the reranker makes of passages that it reads without their vectors: for each the weights of its
+        sentences' tokens, by Eq. 9 as when experts are served, at the grain of words where it tells them apart."""
+        passages = [self.data.passages[passage] for passage in read]
         items = [RerankItem(one.title, one.text, one.spans) for one in passages]
         scores = reranker.score(self.data.questions[question].question, items)
         temperature = reranker.temperature
         relevances = relevance([one.score for one in scores], temperature)
         out = []
-        for passage, score, weight in zip(pair, scores, relevances, strict=True):
+        for passage, score, weight in zip(read, scores, relevances, strict=True):
             tokenised = self.passages[passage]
             sentences = [weight * share for share in relevance(score.segment_scores, temperature)]
             if is_of_words and score.word_scores:
@@ -369,14 +371,6 @@ def plain_attention(llm: FrozenLLM) -> Iterator[None]:
         yield
     finally:
         llm.model.set_attn_implementation(before)
-
-
-def answer_places(questions: Sequence[PreparedQuestion], n_tokens: int) -> Tensor:
-    """Which of the tokens behind the first of each question are of its answer: (Q, T - 1)."""
-    is_target = torch.zeros(len(questions), n_tokens, dtype=torch.bool)
-    for row, question in enumerate(questions):
-        is_target[row, question.n_question : len(question.ids)] = True
-    return is_target[:, 1:]
 
 
 def written_question(llm: FrozenLLM, row: QuestionRow, *, is_start: bool = True) -> PreparedQuestion | None:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
+from knowstore.experts import PooledConfig, PooledHypernetwork
+from knowstore.retrieval import LateReranker
 
 Run = Callable[..., Result]
 
@@ -218,13 +220,18 @@ def test_speed_is_measured_beside_what_one_would_use_instead(run: Run) -> None:
     assert "whole numbers" in run("bench", "speed", "--corpus", "places.jsonl", "--sizes", "many", status=2).stderr
 
 
-def test_a_trained_hypernetwork_answers(run: Run) -> None:
+def _write_questions() -> None:
+    """24 questions on as many passages, in qa.jsonl."""
     rows = [
         {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
          "passage": {"title": "Map", "text": f"{fact['text']} It is number {n}."}}
         for fact in FACTS for n in range(8)
     ]  # fmt: skip
     Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_trained_hypernetwork_answers(run: Run) -> None:
+    _write_questions()
     how = ["--data", "qa.jsonl", "--steps", "4", "--batch-questions", "2", "--layer", "1"]
     trained = _json(run("train", "hypernetwork", *how, "--output", "trained", "--json"))
     assert trained["steps"] > 0
@@ -236,13 +243,24 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
 
 
+def test_a_trained_reader_reads_prompts(run: Run, tiny_pooled_dir: Path) -> None:
+    _write_questions()
+    how = ["--data", "qa.jsonl", "--steps", "2", "--batch-questions", "2", "--output", "trained"]
+    trained = _json(run("train", "reader", *how, "--json"))
+    assert trained["steps"] == 2
+    assert "use it with `knowstore --reader trained`" in run("train", "reader", *how).stderr
+    run("ingest", "facts.jsonl")
+    assert _json(run("--reader", "trained", "ask", "Where is Lyon?", "--mode", "rag", "--json"))["mode"] == "rag"
+    config = json.loads((tiny_pooled_dir / "config.json").read_text("utf-8"))
+    for changed in ({"width": config["width"] + 8}, {"layer": 40}):
+        other = PooledConfig(**{name: value for name, value in (config | changed).items() if name != "kind"})
+        PooledHypernetwork(other).save(Path("other"))
+        refused = run("train", "reader", *how, "--hypernetwork", "other", status=1)
+        assert "other is a pooled hypernetwork for layer" in refused.stderr
+
+
 def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
-    rows = [
-        {"question": f"Where is {fact['title']} {n}?", "answers": [fact["title"]],
-         "passage": {"title": "Map", "text": f"{fact['text']} It is number {n}."}}
-        for fact in FACTS for n in range(8)
-    ]  # fmt: skip
-    Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_questions()
     how = ["--data", "qa.jsonl", "--steps", "3", "--batch-size", "2", "--n-negatives", "2", "--seed", "1"]
     trained = _json(run("train", "reranker", *how, "--output", "trained", "--json"))
     assert set(trained) == {
@@ -250,6 +268,9 @@ def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
         "size_bytes",
     }  # fmt: skip
     assert trained["steps"] == 3
+    assert trained["null_threshold"] == LateReranker.null_threshold  # for it is the late one that orders passages
+    again = _json(run("train", "reranker", *how, "--output", "trained", "--json"))
+    assert again == trained
     assert {file.name for file in Path("trained").iterdir()} == {"model.safetensors", "config.json", "training"}
     models = {row["role"]: row for row in _json(run("models", "list", "--reranker", "trained", "--json"))["models"]}
     assert models["reranker"]["state"] == "ready"

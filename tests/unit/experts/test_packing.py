@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.experts.packing import pack
@@ -61,3 +61,21 @@ def test_a_model_in_float32_stays_as_it_is(build: Build) -> None:
     model = copy.deepcopy(build("llama"))
     assert not pack(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_packed_model_follows_edits_of_its_weights(
+    models: tuple[PreTrainedModel, PreTrainedModel], token_ids: Tensor, is_replaced: bool
+) -> None:
+    before = logits(models[0], token_ids)
+    for model in models:
+        logits(model, token_ids)
+        edited = [module for module in model.modules() if isinstance(module, nn.Linear)][4]
+        if is_replaced:
+            edited.weight = nn.Parameter(edited.weight.detach() * 2, requires_grad=False)
+        else:
+            with torch.no_grad():
+                edited.weight.mul_(2)
+    plain, packed = models
+    assert torch.equal(logits(packed, token_ids), logits(plain, token_ids))
+    assert not torch.equal(logits(packed, token_ids), before)

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from knowstore._answering import weigh
+from knowstore.config import RetrievalConfig
 from knowstore.encoders import load_base
+from knowstore.errors import TrainingError
 from knowstore.experts import (
     FrozenLLM,
     PassageInput,
@@ -19,8 +22,10 @@ from knowstore.experts import (
     load_hypernetwork,
     mount,
 )
+from knowstore.experts.expert import word_weights
 from knowstore.prompts import passages_prompt
-from knowstore.retrieval import JointConfig, JointModel, JointReranker
+from knowstore.records import Hit
+from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem
 from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.reader import ReaderRun
 from knowstore.training.run import Batch, TokensRun
@@ -45,6 +50,13 @@ def reader(tiny_reader_dir: Path) -> ReaderHypernetwork:
     loaded = load_hypernetwork(tiny_reader_dir)
     assert isinstance(loaded, ReaderHypernetwork)
     return loaded
+
+
+def new_reranker(network: TokensHypernetwork) -> JointReranker:
+    """An untrained one."""
+    torch.manual_seed(0)
+    model = JointModel(load_base(network.config.base))
+    return JointReranker(model, JointConfig(model.base.digest))
 
 
 def test_the_loss_is_that_of_the_whole_prompt(
@@ -73,8 +85,7 @@ def test_a_reader_learns_beside_experts(
 ) -> None:
     beside = load_hypernetwork(tiny_hypernetwork_dir)
     assert isinstance(beside, TokensHypernetwork)
-    base = load_base(beside.config.base)
-    reranker = JointReranker(JointModel(load_base(beside.config.base)), JointConfig(base.digest))
+    reranker = new_reranker(beside)
     frozen = {name: tensor.clone() for name, tensor in beside.own_tensors().items()}
     seen: list[TrainingProgress] = []
     settings = TrainingConfig(
@@ -85,9 +96,23 @@ def test_a_reader_learns_beside_experts(
     )
     losses = [progress.loss for progress in seen]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    assert kept is not None
     assert kept.gold_em is not None
     assert all(bool(tensor.equal(frozen[name])) for name, tensor in beside.own_tensors().items())
+
+
+def test_a_run_goes_on_beside_the_same_experts_alone(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, reader: ReaderHypernetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    beside = load_hypernetwork(tiny_hypernetwork_dir)
+    assert isinstance(beside, TokensHypernetwork)
+    reranker = new_reranker(beside)
+    with pytest.raises(TrainingError, match="no reranker to weigh the experts beside the prompt"):
+        train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1), tmp_path, beside=beside)
+    train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1), tmp_path, reranker=reranker, beside=beside)
+    with torch.no_grad():
+        beside.no_token.add_(1)
+    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
+        train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1), tmp_path, reranker=reranker, beside=beside)
 
 
 def test_experts_beside_the_prompt_are_those_that_the_reranker_weighs(
@@ -95,16 +120,27 @@ def test_experts_beside_the_prompt_are_those_that_the_reranker_weighs(
 ) -> None:
     network = load_hypernetwork(tiny_hypernetwork_dir)
     assert isinstance(network, TokensHypernetwork)
-    base = load_base(network.config.base)
-    reranker = JointReranker(JointModel(load_base(network.config.base)), JointConfig(base.digest))
+    reranker = new_reranker(network)
     run = TokensRun(network, tiny_llm, data, 6, reranker)
     question = run.by_passage[1][0]
     served = run.served([(question, [1, 0]), (question, [1])])
     assert served.neuron_weights is not None
-    sums = served.neuron_weights.view(2, 2, -1)
-    expected = run.reranked_weights(reranker, question, [1, 0], is_of_words=False)
-    assert [float(weights.sum()) for weights in sums[0]] == pytest.approx([sum(each) for each in expected], rel=1e-2)
-    assert float(sums[1, 1].sum()) == 0.0
+    found = served.neuron_weights.view(2, 2, -1)
+    asked = data.questions[question].question
+    some = [data.passages[passage] for passage in (1, 0)]
+    scores = reranker.score(asked, [RerankItem(one.title, one.text, one.spans) for one in some])
+    hits = [
+        Hit(str(n), one.title, one.text, "", "", 1, 0.0, s.score, one.spans, s.segment_scores, s.word_scores)
+        for n, (one, s) in enumerate(zip(some, scores, strict=True))
+    ]
+    asked_with = weigh(hits, RetrievalConfig(null_threshold=None), reranker)
+    for weights, one, passage in zip(found[0], asked_with, (1, 0), strict=True):
+        tokens = run.passages[passage]
+        expected = word_weights(tokens.places, one.word_weights)
+        first = tokens.spans[0][0]
+        assert weights[first : first + len(expected)].tolist() == pytest.approx(expected, rel=1e-2)
+        assert len(set(expected)) > len(tokens.spans)  # of words, not of sentences
+    assert float(found[1, 1].sum()) == 0.0
 
 
 def test_a_reader_starts_from_what_it_shares_with_a_hypernetwork(

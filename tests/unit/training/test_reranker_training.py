@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ CONFIG = RerankerTrainingConfig(
     batch_size=4, encoder_rate=2e-3, head_rate=1e-2, warmup=2, n_held_out=3, n_candidates=3, validate_every=4, steps=8
 )
 Train = Callable[..., JointReranker]
+Told = Callable[..., tuple[JointReranker, RerankerProgress]]
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +65,28 @@ def neighbours(data: TrainingData) -> Callable[[str], Sequence[int]]:
 
 
 @pytest.fixture
-def train(tiny_retriever_dir: Path, data: TrainingData, tmp_path: Path) -> Train:
-    """A function that trains a new model into a folder of `tmp_path`."""
+def told(tiny_retriever_dir: Path, data: TrainingData, tmp_path: Path) -> Told:
+    """A function that trains a new model into a folder of `tmp_path`, and gives the reranker and its last figures."""
 
     def run(
         settings: RerankerTrainingConfig,
         folder: str = "run",
         on_progress: Callable[[RerankerProgress], None] | None = None,
         rows: TrainingData = data,
-    ) -> JointReranker:
+    ) -> tuple[JointReranker, RerankerProgress]:
         torch.manual_seed(0)
         model = JointModel(load_base(tiny_retriever_dir))
         return train_reranker(model, rows, neighbours(rows), settings, tmp_path / folder, on_progress=on_progress)
+
+    return run
+
+
+@pytest.fixture
+def train(told: Told) -> Train:
+    """The same, for the reranker alone."""
+
+    def run(*settings: Any, **options: Any) -> JointReranker:
+        return told(*settings, **options)[0]
 
     return run
 
@@ -153,6 +165,40 @@ def test_a_finished_run_is_not_trained_further(train: Train) -> None:
     assert again.config == first.config
     state = again.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in first.model.state_dict().items())
+
+
+def test_a_finished_run_tells_again_how_good_it_is(told: Told) -> None:
+    seen: list[RerankerProgress] = []
+    _, first = told(CONFIG, on_progress=seen.append)
+    assert first == seen[-1]
+    assert first.sentence_accuracy is not None
+    _, again = told(CONFIG)
+    assert again == first
+
+
+@pytest.mark.parametrize("nothing", [{"steps": 0}, {"steps": None, "minutes": 0.0}])
+def test_a_run_of_no_steps_is_refused(train: Train, tmp_path: Path, nothing: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="no time and no steps"):
+        train(replace(CONFIG, **nothing))
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_run_that_time_ends_is_judged_by_its_last_weights(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock runs out a moment after the third step was found not to be the last, which no validation follows."""
+    fractions = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
+    judged: list[Tensor] = []
+
+    def judge_now(run: _Run) -> list[Judged]:
+        judged.append(run.model.head.weight.detach().clone())
+        return [Judged(torch.zeros(1, 1), torch.ones(1, dtype=torch.bool))]
+
+    monkeypatch.setattr("knowstore.training.reranker._fraction", lambda *_: next(fractions))
+    monkeypatch.setattr(_Run, "judge", judge_now)
+    trained, kept = told(replace(CONFIG, validate_every=2))
+    assert kept.step == 3
+    assert kept.sentence_accuracy == 1.0
+    assert len(judged) == 2
+    assert torch.equal(judged[-1], trained.model.head.weight)
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_embeddings_stay(train: Train, tiny_retriever_dir: Path) -> None:
@@ -265,10 +311,11 @@ def test_a_reranker_without_negatives_learns_sentences_and_needs_no_search(
     model = JointModel(load_base(tiny_retriever_dir, n_shared=None))
     settings = replace(CONFIG, n_negatives=0, steps=12)
     seen: list[RerankerProgress] = []
-    trained = train_reranker(model, data, None, settings, tmp_path / "run", on_progress=seen.append)
+    trained, _ = train_reranker(model, data, None, settings, tmp_path / "run", on_progress=seen.append)
     assert seen[-1].sentence_accuracy is not None
     assert seen[-1].gold_first is None
     assert trained.config.word_temperature != 1.0
+    assert trained.config.null_threshold is None
     with pytest.raises(TrainingError):
         train_reranker(model, data, None, replace(CONFIG, n_negatives=1), tmp_path / "other")
 

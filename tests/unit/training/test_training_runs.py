@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from knowstore.experts import (
 )
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem, relevance
 from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training.extent import n_kept_out
 from knowstore.training.hypernetwork import _Loop
 from knowstore.training.pooled import PooledRun
 from knowstore.training.run import Batch, TokensRun
@@ -185,12 +187,26 @@ def test_a_finished_run_tells_again_what_it_kept(tiny_llm: FrozenLLM, data: Trai
     assert run() == first
 
 
+@pytest.mark.parametrize("nothing", [{"steps": 0}, {"steps": None, "minutes": 0.0}])
+def test_a_run_of_no_steps_is_refused(train: Train, tmp_path: Path, nothing: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="no time and no steps"):
+        train(replace(CONFIG, **nothing))
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_tenth_of_the_questions_is_kept_out_unless_a_number_is_given(data: TrainingData) -> None:
+    many = replace(data, questions=data.questions * 5)
+    assert n_kept_out(None, many) == 4  # of 45
+    assert n_kept_out(None, replace(data, questions=data.questions * 300)) == 200
+    assert n_kept_out(30, data) == 30
+
+
 def test_a_checkpoint_of_another_hypernetwork_or_reranker_is_refused(
     train: Train, tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path
 ) -> None:
     train(replace(CONFIG, pointing_share=0.0, static_steps=0, steps=1))
     network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1))
-    with pytest.raises(TrainingError, match="other settings, hypernetwork or reranker"):
+    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
         train_hypernetwork(network, tiny_llm, data, replace(CONFIG, steps=1), tmp_path / "run")
 
 
