@@ -18,7 +18,7 @@ from knowstore.config import Filters, GenerationConfig, RetrievalConfig
 from knowstore.errors import MountError
 from knowstore.passages import Candidate, FaissIndex, PassageTable
 from knowstore.prompts import passages_prompt, question_prompt
-from knowstore.records import Answer, Hit, Mode, MountedExpert
+from knowstore.records import Answer, Hit, Mode, MountedExpert, Passage
 from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
 
 if TYPE_CHECKING:
@@ -185,14 +185,10 @@ class Reader:
         return [answers[index] for index in range(len(questions))]
 
     def _choose(self, question: str, mode: Mode, filters: Filters | None) -> _Chosen:
-        from knowstore.experts import Prompt
-
         timer = Timer()
         hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
         mounted = self.weigh(hits)
-        passages = [(one.title, one.text) for one in mounted] if mode != "experts" else []
-        prompt = Prompt(passages_prompt(passages) if passages else "", question_prompt(question))
-        return _Chosen(question, hits, mounted, prompt, timer)
+        return _Chosen(question, hits, mounted, prompt_of(question, () if mode == "experts" else mounted), timer)
 
     def _write(self, chosen: Sequence[_Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
         """Answer B questions in one generation."""
@@ -214,6 +210,14 @@ class Reader:
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
+
+
+def prompt_of(question: str, passages: Sequence[Passage | MountedExpert]) -> Prompt:
+    """The prompt that asks a question, behind passages that are read if there are any."""
+    from knowstore.experts import Prompt
+
+    before = passages_prompt([(one.title, one.text) for one in passages]) if passages else ""
+    return Prompt(before, question_prompt(question))
 
 
 def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -> list[MountedExpert]:

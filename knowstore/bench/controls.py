@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bench.made import MadeExperts
 from knowstore.bench.scoring import scored
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
@@ -24,7 +25,7 @@ from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, Mountable
+    from knowstore.experts import Experts, Mountable
 
 _BATCH = 20
 
@@ -144,7 +145,8 @@ class ControlBench:
     ) -> None:
         self.models, self.name, self.cases, self.seed = models, name, cases, seed
         self.generation, self.on_progress = generation, on_progress
-        self.experts = self._generate()
+        self.made = MadeExperts.make(models, [case.passage for case in cases])
+        self.experts = self.made.experts
         self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
@@ -154,16 +156,6 @@ class ControlBench:
         if any(len(expert.segment_ranks) > 1 for expert in self.experts):
             self.grains |= {f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served}
             self.grains[f"{kind}, sentence known"] = "known"
-
-    def _generate(self) -> list[Expert]:
-        from knowstore.experts import PassageInput
-
-        network, llm = self.models.hypernetwork, self.models.llm
-        experts: list[Expert] = []
-        for first in range(0, len(self.cases), _BATCH):
-            part = self.cases[first : first + _BATCH]
-            experts += network.generate(llm, [PassageInput(c.passage.title, c.passage.text, c.spans) for c in part])
-        return experts
 
     def rows(self) -> list[dict[str, object]]:
         everything = list(range(len(self.cases)))

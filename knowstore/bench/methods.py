@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from knowstore._answering import prompt_of
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.baselines import (
     Asked,
@@ -31,7 +32,7 @@ from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import bootstrap_interval, exact_match, normalise, token_f1
 from knowstore.models.files import default_cache_dir
-from knowstore.prompts import passages_prompt, question_prompt
+from knowstore.records import Passage
 
 Setting = Literal["single", "sequential"]
 OnFound = Callable[[dict[str, object]], None]
@@ -214,14 +215,12 @@ class _Bench:
     def _ask(
         self, rows: Sequence[EditRow], cases: Sequence[_Case], edited: Edited, cost: _Cost, *, is_rag: bool
     ) -> list[_Answered]:
-        from knowstore.experts import Prompt, generate
+        from knowstore.experts import generate
 
         started = time.perf_counter()
         asked = [Asked(case.probe.question, case.edits) for case in cases]
         experts = edited.experts(asked) if edited.experts is not None else None
-        prompts = [
-            Prompt(_passages(rows, case) if is_rag else "", question_prompt(case.probe.question)) for case in cases
-        ]
+        prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
         generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)
         cost.answer_s[is_rag] += time.perf_counter() - started
         return [_Answered(case, one.text, is_rag) for case, one in zip(cases, generated, strict=True)]
@@ -264,6 +263,5 @@ def _cases(rows: Sequence[EditRow], group: Sequence[int]) -> list[_Case]:
     return out
 
 
-def _passages(rows: Sequence[EditRow], case: _Case) -> str:
-    passages = [rows[case.row].edits[edit].passage for edit in case.probe.edits]
-    return passages_prompt([(passage.title, passage.text) for passage in passages])
+def _passages(rows: Sequence[EditRow], case: _Case) -> list[Passage]:
+    return [rows[case.row].edits[edit].passage for edit in case.probe.edits]
