@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from knowstore._answering import Reader, Timer
+from knowstore._answering import Reader, Timer, scored_hit
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import TABLE_BATCH, passages_table
 from knowstore.bench.asking import GeneratedExperts, answer_all
@@ -16,8 +16,8 @@ from knowstore.bench.corpus import load_passages
 from knowstore.bench.scoring import share
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import normalise
-from knowstore.records import Hit, MountedExpert, Passage
+from knowstore.evaluation import holds_answer, normalise
+from knowstore.records import MountedExpert, Passage
 from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
@@ -105,7 +105,7 @@ def _known(reader: Reader, asked: Sequence[tuple[str, tuple[str, ...]]], path: P
     known = [
         _Known(question, answers, text)
         for (question, answers), text in zip(asked, texts, strict=True)
-        if _holds(text, answers)
+        if holds_answer(text, answers)
     ]
     if not known:
         raise ConfigError(
@@ -130,10 +130,7 @@ def _wrong(
     for one, passage, some, (vector, each), asked in zip(known, drawn, spans, vectors, questions, strict=True):
         item = RerankItem(passage.title, passage.text, some, vector, each)
         [score] = models.reranker.score(one.question, [item], asked)
-        hit = Hit(
-            passage.passage_id, passage.title, passage.text, "", "", TABLE_BATCH, 0.0, score.score, some,
-            score.segment_scores, score.word_scores,
-        )  # fmt: skip
+        hit = scored_hit(passage.passage_id, item, score, TABLE_BATCH)
         bank.read([hit])
         chosen.append(always.weigh([hit]))
     return chosen
@@ -141,7 +138,7 @@ def _wrong(
 
 def _other(passages: Sequence[Passage], answers: Sequence[str]) -> Passage:
     """The first that holds none of the answers."""
-    return next((p for p in passages if not _holds(f"{p.title} {p.text}", answers)), passages[0])
+    return next((p for p in passages if not holds_answer(f"{p.title} {p.text}", answers)), passages[0])
 
 
 def _served(reader: Reader, bank: GeneratedExperts, known: Sequence[_Known]) -> list[list[MountedExpert]]:
@@ -154,12 +151,6 @@ def _served(reader: Reader, bank: GeneratedExperts, known: Sequence[_Known]) -> 
 
 
 def _compared(known: Sequence[_Known], texts: Sequence[str], seed: int) -> dict[str, object]:
-    kept = [float(_holds(text, one.answers)) for text, one in zip(texts, known, strict=True)]
+    kept = [float(holds_answer(text, one.answers)) for text, one in zip(texts, known, strict=True)]
     same = [float(normalise(text) == normalise(one.answer)) for text, one in zip(texts, known, strict=True)]
     return share("kept", kept, seed) | share("same", same, seed)
-
-
-def _holds(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text has one of the answers in it, as whole words."""
-    words = f" {normalise(text)} "
-    return any(f" {found} " in words for answer in answers if (found := normalise(answer)))

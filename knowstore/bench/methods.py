@@ -28,9 +28,10 @@ from knowstore.baselines import (
     usable_methods,
 )
 from knowstore.bench.memory import PeakMemory
+from knowstore.bench.scoring import scored, share
 from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import bootstrap_interval, exact_match, normalise, token_f1
+from knowstore.evaluation import normalise
 from knowstore.models.files import default_cache_dir
 from knowstore.records import Passage
 
@@ -230,14 +231,9 @@ class _Bench:
         for kind in dict.fromkeys(one.case.probe.kind for one in answered):
             some = [one for one in answered if one.case.probe.kind == kind]
             shared: dict[str, object] = {"data": data, "method": method, "setting": self.setting, "kind": kind}
-            em = [exact_match(one.text, one.case.probe.answers) for one in some]
-            f1 = [token_f1(one.text, one.case.probe.answers) for one in some]
+            scores = scored([one.text for one in some], [one.case.probe.answers for one in some], self.seed)
             same = [float(self._is_unchanged(data, one)) for one in some]
-            scores: dict[str, object] = {"n": len(some)}
-            for name, values in (("em", em), ("f1", f1), ("unchanged", same)):
-                scores[name] = sum(values) / len(values)
-                scores[f"{name}_ci"] = bootstrap_interval(values, seed=self.seed)
-            self.rows.append(shared | scores)
+            self.rows.append(shared | scores | share("unchanged", same, self.seed))
             self.answers += [
                 shared
                 | {"question": one.case.probe.question, "accepted": list(one.case.probe.answers), "answer": one.text}
