@@ -12,7 +12,7 @@ from knowstore._answering import Reader, Timer, scored_hit
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import TABLE_BATCH, passages_table
 from knowstore.bench.asking import GeneratedExperts, answer_all
-from knowstore.bench.corpus import load_passages
+from knowstore.bench.corpus import Question, load_passages, read_questions
 from knowstore.bench.scoring import share
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
@@ -20,13 +20,10 @@ from knowstore.evaluation import holds_answer, normalise
 from knowstore.records import MountedExpert, Passage
 from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
-from knowstore.training import read_rows
 
 
 @dataclass(frozen=True)
-class _Known:
-    question: str
-    answers: tuple[str, ...]
+class _Known(Question):
     answer: str
 
 
@@ -87,25 +84,19 @@ def run_locality(
     return {"rows": rows, "passages": len(passages), "seconds": time.perf_counter() - started}
 
 
-def _questions(path: Path, limit: int, seed: int) -> list[tuple[str, tuple[str, ...]]]:
-    rows = [(row.get("question", row.get("prompt")), row.get("answers")) for row in read_rows(path)]
-    asked = [(text, tuple(answers)) for text, answers in rows if isinstance(text, str) and answers]
-    if not asked:
-        raise ConfigError(
-            f"{path} has no questions", kept="nothing was measured",
-            fix="give rows {question, answers} or {prompt, answers}, a JSON object a line",
-        )  # fmt: skip
+def _questions(path: Path, limit: int, seed: int) -> list[Question]:
+    asked = read_questions(path)
     random.Random(seed).shuffle(asked)
     return asked[:limit]
 
 
-def _known(reader: Reader, asked: Sequence[tuple[str, tuple[str, ...]]], path: Path) -> list[_Known]:
+def _known(reader: Reader, asked: Sequence[Question], path: Path) -> list[_Known]:
     """The questions whose accepted answer the model alone gives."""
-    texts = answer_all(reader, [question for question, _ in asked], [[] for _ in asked], batch_size=1)
+    texts = answer_all(reader, [one.question for one in asked], [[] for _ in asked], batch_size=1)
     known = [
-        _Known(question, answers, text)
-        for (question, answers), text in zip(asked, texts, strict=True)
-        if holds_answer(text, answers)
+        _Known(one.question, one.answers, text)
+        for one, text in zip(asked, texts, strict=True)
+        if holds_answer(text, one.answers)
     ]
     if not known:
         raise ConfigError(

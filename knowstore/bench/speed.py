@@ -19,7 +19,7 @@ from knowstore.config import BankConfig, Codec, GenerationConfig, ModelConfig, R
 from knowstore.errors import ConfigError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
-from knowstore.training import read_rows
+from knowstore.training import read_passages
 
 _LEAST = 24
 _N_ENCODED = 32  # passages whose experts are measured in every codec
@@ -118,12 +118,9 @@ def run_speed(
 
 def _passages(path: Path, n: int) -> list[Passage]:
     """The first n different passages of a file."""
-    rows = (row for row in read_rows(path) if all(isinstance(row.get(name), str) for name in ("text", "title")))
     found: dict[str, Passage] = {}
-    for row in rows:
-        passage = Passage(row["text"], row["title"])
-        if passage.text.strip():
-            found.setdefault(passage.passage_id, passage)
+    for passage in read_passages(path):
+        found.setdefault(passage.passage_id, passage)
         if len(found) == n:
             break
     if len(found) < _LEAST:
