@@ -12,7 +12,7 @@ import numpy as np
 
 from knowstore._answering import combine_weighed, scored_hit, superseded, twins, weigh
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.baselines.edits import Asked, Edit, Edited
+from knowstore.baselines.edits import Edit, Edited, EditQuestion
 from knowstore.config import RetrievalConfig
 from knowstore.records import MountedExpert
 from knowstore.retrieval import RerankItem
@@ -75,13 +75,13 @@ class MountedExperts:
             passage.passage_id, expert, RerankItem(passage.title, passage.text, spans, vector, segment_vectors)
         )
 
-    def _mounted(self, taught: Sequence[_Taught], asked: Sequence[Asked]) -> Experts:
+    def _mounted(self, taught: Sequence[_Taught], asked: Sequence[EditQuestion]) -> Experts:
         vectors = self.models.retriever.encode_questions([one.question for one in asked])
         chosen = [self._chosen(taught, one, vector) for one, vector in zip(asked, vectors, strict=True)]
         experts = {one.passage_id: one.expert for one in taught}
         return combine_weighed(chosen, experts, self.models, RetrievalConfig.grain)
 
-    def _chosen(self, taught: Sequence[_Taught], asked: Asked, vector: np.ndarray) -> list[MountedExpert]:
+    def _chosen(self, taught: Sequence[_Taught], asked: EditQuestion, vector: np.ndarray) -> list[MountedExpert]:
         """The experts for a question with their weights."""
         places = self._found(taught, vector) if self.finds_passages else list(asked.edits)
         some = {taught[place].passage_id: taught[place].item for place in places}

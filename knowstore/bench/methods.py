@@ -16,11 +16,11 @@ from typing import Literal
 from knowstore._answering import prompt_of
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.baselines import (
-    Asked,
     Edited,
+    EditProbe,
+    EditQuestion,
     EditRow,
     Method,
-    Probe,
     Resources,
     draw_edits,
     load_edits,
@@ -45,7 +45,7 @@ _BATCH = 16
 class _Case:
     """A probe of the row that is the `row`-th of its data; `edits` are places among all edits that are taught."""
 
-    probe: Probe
+    probe: EditProbe
     row: int
     edits: tuple[int, ...]
 
@@ -219,7 +219,7 @@ class _Bench:
         from knowstore.experts import generate
 
         started = time.perf_counter()
-        asked = [Asked(case.probe.question, case.edits) for case in cases]
+        asked = [EditQuestion(case.probe.question, case.edits) for case in cases]
         experts = edited.experts(asked) if edited.experts is not None else None
         prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
         generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)

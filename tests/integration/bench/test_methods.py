@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from knowstore._loaded import LoadedModels
-from knowstore.baselines import Asked, Edit, usable_methods
+from knowstore.baselines import Edit, EditQuestion, usable_methods
 from knowstore.baselines.mounted import MountedExperts
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
@@ -73,7 +73,7 @@ def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny
     models = LoadedModels(tiny_models)
     texts = ["Rome lies on the river Tiber in Italy.", "Rome lies on the river Arno in Italy."]
     edits = [Edit(Passage(text, "Rome"), ()) for text in (*texts, texts[0])]
-    question = Asked("Where does Rome lie?", (0, 1))
+    question = EditQuestion("Where does Rome lie?", (0, 1))
     vector = models.retriever.encode_questions([question.question])[0]
     chosen = {}
     for finds in (True, False):
@@ -85,8 +85,9 @@ def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny
 
 
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="MEMIT needs a corpus"):
+    with pytest.raises(ConfigError, match="MEMIT needs a corpus") as caught:
         run_methods([edits], methods=["memit"], models=tiny_models, cache_dir=tmp_path)
+    assert caught.value.fix.endswith("with --corpus")
 
 
 def test_a_method_that_is_not_there_is_named(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
