@@ -41,7 +41,13 @@ def controls(
         Path | None, typer.Option(help="Folder for controls.json and, with the extra `plots`, controls.png.")
     ] = None,
 ) -> None:
-    """Score answers with no expert, the static one, another passage's and the right one; needs no store."""
+    """Score answers with no expert, the static one, another passage's and the right one; needs no store.
+
+    Methods: `base`, the model alone; `rag`, the passage in the prompt; the hypernetwork's kind, such as `tokens`, its
+    experts' words weighed as `ask` does, and of a kind that tells sentences apart also `tokens, sentences` and
+    `tokens, passages`, weighed at these grains, and `tokens, sentence known`; with a reader `rag, tuned` and `hybrid`.
+    Controls: `none`, `static`, `shuffled` is another question's passage, `gold` the right one.
+    """
     from knowstore.bench import plot_controls, run_controls
 
     session.kept = "nothing, for a measurement changes nothing"
@@ -224,7 +230,7 @@ def edits(
     contradictions: Annotated[float, typer.Option(help="Share of them that contradict an older one.")] = 0.05,
     questions: Annotated[int, typer.Option(min=1, help="Questions on each passage, at most.")] = 1,
     unrelated: Annotated[
-        Path | None, typer.Option(help="Rows with a question and answers that no passage is about.")
+        Path | None, typer.Option(help="Rows {question or prompt, answers} that no passage is about.")
     ] = None,
     n_unrelated: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 100,
     audit_every: Annotated[int, typer.Option(min=0, help="Audit after every so many batches too; 0 is never.")] = 0,
@@ -236,22 +242,19 @@ def edits(
 ) -> None:
     """Let a new store live through many edit batches, and audit what it still knows.
 
-    Interrupted, it goes on where it was when it is run again.
+    Interrupted, it goes on where it was when it is run again with the same options and files; with others it refuses.
     """
-    from knowstore.bench import EditsConfig, run_edits
-    from knowstore.records import Probe
-    from knowstore.training import read_rows
+    from knowstore.bench import EditsConfig, read_unrelated, run_edits
 
     session.kept = "every edit batch and answer so far; run the same command again to go on"
     config = EditsConfig(
         batches, passages, updates, removals, contradictions, questions, audit_every, sample, final_sample, mode, seed,
         batch_size,
     )  # fmt: skip
-    rows = islice(read_rows(unrelated), n_unrelated) if unrelated is not None else ()
     found = run_edits(
         data, output, config=config, corpus=corpus or (), models=session.model_config(),
         on_progress=session.output.progress,
-        unrelated=[Probe(row["question"], tuple(row["answers"]), "locality") for row in rows],
+        unrelated=() if unrelated is None else read_unrelated(unrelated, n_unrelated),
     )  # fmt: skip
     session.output.result(found, f"{describe_all(found)}\n{output / 'report.html'}", [output / "report.html"])
 
@@ -260,15 +263,13 @@ def edits(
 def speed(
     session: Session,
     corpus: Annotated[Path, typer.Option(help="Passages {title, text} as .jsonl or .jsonl.gz.")],
-    limit: Annotated[int, typer.Option(min=24, help="Passages that are ingested.")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="How often every way of answering is measured.")] = 10,
+    limit: Annotated[int, typer.Option(min=24, help="Passages that are ingested.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every way of answering is measured.")] = 5,
     tokens: Annotated[int, typer.Option(min=2, help="Length of each answer.")] = 16,
-    top_k: Annotated[
-        str, typer.Option(help="Numbers of passages behind an answer, with commas between.")
-    ] = "1,2,4,8,16",
+    top_k: Annotated[str, typer.Option(help="Numbers of passages behind an answer, with commas between.")] = "1,4,8",
     sizes: Annotated[
         str, typer.Option(help="Experts in the banks that are read, with commas between; empty for none.")
-    ] = "1000,10000",
+    ] = "1000",
     codec: Annotated[Codec, typer.Option(help="How experts are kept.")] = "float16",
     seed: Annotated[int, typer.Option(help="Draws the order and the experts that are read.")] = 0,
     output: Annotated[

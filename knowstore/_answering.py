@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from knowstore._loaded import LoadedModels
 from knowstore.bank import StoredExpert
-from knowstore.config import Filters, GenerationConfig, RetrievalConfig
+from knowstore.config import Filters, GenerationConfig, Grain, RetrievalConfig
 from knowstore.errors import MountError
 from knowstore.passages import Candidate, FaissIndex, PassageTable
 from knowstore.prompts import passages_prompt, question_prompt
-from knowstore.records import Answer, Hit, Mode, MountedExpert
-from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
+from knowstore.records import Answer, Hit, Mode, MountedExpert, Passage
+from knowstore.retrieval import Reranker, RerankItem, RerankScore, relevance, word_relevance
 
 if TYPE_CHECKING:
     from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Prompt
@@ -98,12 +98,7 @@ class Reader:
         since: Mapping[str, int] = {c.id: c.live_from for c in candidates}
         if self.introduced is not None:
             since = {**since, **self.introduced([candidates[place].id for pair in pairs for place in pair])}
-        newer: dict[str, str] = {}
-        for one, other in ((candidates[a].id, candidates[b].id) for a, b in pairs):
-            if since[one] != since[other]:
-                older, twin = sorted((one, other), key=since.__getitem__)
-                newer[older] = twin
-        return newer
+        return superseded([(candidates[a].id, candidates[b].id) for a, b in pairs], since)
 
     def _search(self, question: str, vector: Vector, filters: Filters | None) -> list[Candidate]:
         n, at = self.retrieval.n_candidates, self.at
@@ -121,36 +116,14 @@ class Reader:
         """`weigh` with this reader's settings and reranker."""
         return weigh(hits, self.retrieval, self.models.reranker)
 
-    def _neuron_weights(self, expert: Expert, one: MountedExpert) -> list[float] | None:
-        if self.retrieval.grain == "passages":
-            return None
-        return self.models.neuron_weights(
-            expert, (one.title, one.text, one.segments), one.segment_weights, one.word_weights
-        )
-
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
         """The experts of B questions, read from the bank and materialised at once, ready to be mounted."""
-        from knowstore.experts import Amplitude, combine
+        from knowstore.experts import Amplitude
 
-        hypernetwork, llm = self.models.hypernetwork, self.models.llm
         ids = list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted))
         stored = self.bank.get(ids)
         experts = dict(zip(ids, self.models.mountable([stored[passage_id] for passage_id in ids]), strict=True))
-        weighed = [
-            [
-                (experts[one.passage_id], one.weight, self._neuron_weights(experts[one.passage_id], one))
-                for one in mounted
-            ]
-            for mounted in questions
-        ]
-        combined = combine(
-            weighed,
-            device=llm.device,
-            dtype=llm.dtype,
-            static=hypernetwork.static,
-            query=hypernetwork.query,
-            max_norm=hypernetwork.config.max_norm,
-        )
+        combined = combine_weighed(questions, experts, self.models, self.retrieval.grain)
         return replace(combined, amplitude=Amplitude())
 
     def experts(self, questions: Sequence[Sequence[MountedExpert]], mode: Mode) -> Experts | None:
@@ -185,14 +158,10 @@ class Reader:
         return [answers[index] for index in range(len(questions))]
 
     def _choose(self, question: str, mode: Mode, filters: Filters | None) -> _Chosen:
-        from knowstore.experts import Prompt
-
         timer = Timer()
         hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
         mounted = self.weigh(hits)
-        passages = [(one.title, one.text) for one in mounted] if mode != "experts" else []
-        prompt = Prompt(passages_prompt(passages) if passages else "", question_prompt(question))
-        return _Chosen(question, hits, mounted, prompt, timer)
+        return _Chosen(question, hits, mounted, prompt_of(question, () if mode == "experts" else mounted), timer)
 
     def _write(self, chosen: Sequence[_Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
         """Answer B questions in one generation."""
@@ -214,6 +183,14 @@ class Reader:
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
+
+
+def prompt_of(question: str, passages: Sequence[Passage | MountedExpert]) -> Prompt:
+    """The prompt that asks a question, behind passages that are read if there are any."""
+    from knowstore.experts import Prompt
+
+    before = passages_prompt([(one.title, one.text) for one in passages]) if passages else ""
+    return Prompt(before, question_prompt(question))
 
 
 def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -> list[MountedExpert]:
@@ -239,6 +216,38 @@ def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -
     ]  # fmt: skip
 
 
+def combine_weighed(
+    questions: Sequence[Sequence[MountedExpert]], experts: Mapping[str, Expert], models: LoadedModels, grain: Grain
+) -> Experts:
+    """What is mounted for B questions: each expert, given by passage id, as its passage was weighed (`weigh`)."""
+    from knowstore.experts import combine
+
+    def neurons(one: MountedExpert) -> list[float] | None:
+        passage = one.title, one.text, one.segments
+        if grain == "passages":
+            return None
+        return models.neuron_weights(experts[one.passage_id], passage, one.segment_weights, one.word_weights)
+
+    return combine(
+        [[(experts[one.passage_id], one.weight, neurons(one)) for one in mounted] for mounted in questions],
+        device=models.llm.device,
+        dtype=models.llm.dtype,
+        static=models.hypernetwork.static,
+        query=models.hypernetwork.query,
+        max_norm=models.hypernetwork.config.max_norm,
+    )
+
+
+def scored_hit(
+    passage_id: str, item: RerankItem, score: RerankScore, batch_id: int = 0, newer_twin: str | None = None
+) -> Hit:
+    """A passage that was chosen without a search, as `retrieve` would give it."""
+    return Hit(
+        passage_id, item.title, item.text, "", "", batch_id, item.retrieval_score, score.score, tuple(item.spans),
+        score.segment_scores, score.word_scores, newer_twin,
+    )  # fmt: skip
+
+
 def twins(passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int, int]]:
     """Pairs of passages, given as (title, text), that have one title and share at least `overlap` of their words
     (Jaccard): what contradicts an older text mostly repeats it."""
@@ -249,6 +258,16 @@ def twins(passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int
         if passages[one][0] == passages[other][0]
         and len(words[one] & words[other]) >= overlap * len(words[one] | words[other])
     ]
+
+
+def superseded(pairs: Sequence[tuple[str, str]], since: Mapping[str, int]) -> dict[str, str]:
+    """Of pairs of twins each that is older, by the edit batch that brought it, with the newer one."""
+    newer: dict[str, str] = {}
+    for pair in pairs:
+        older, twin = sorted(pair, key=since.__getitem__)
+        if since[older] != since[twin]:
+            newer[older] = twin
+    return newer
 
 
 @dataclass(frozen=True)

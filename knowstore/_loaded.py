@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from knowstore.errors import ConfigError, HypernetworkError
 from knowstore.models import DEFAULT, NO_READER, choose_device, choose_dtype, directory_fingerprint, resolve
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
     from knowstore.experts import Expert, FrozenLLM, Hypernetwork, PassageInput, ReaderHypernetwork
@@ -165,27 +166,11 @@ class LoadedModels:
     ) -> list[StoredExpert]:
         """Experts of passages as the bank takes them: Eq. 2 tensors, or latents to be materialised when mounted."""
         latents = self.hypernetwork.encode(self.llm, inputs)
-        if latent:
-            return [
-                StoredExpert(
-                    passage_id,
-                    "latent",
-                    {name: tensor.numpy() for name, tensor in one.tensors.items()},
-                    one.segment_ranks,
-                    sum(one.segment_ranks),
-                )
-                for passage_id, one in zip(passage_ids, latents, strict=True)
-            ]
-        experts = self.hypernetwork.materialise(self.llm, latents)
+        if not latent:
+            return stored_experts(passage_ids, self.hypernetwork.materialise(self.llm, latents))
         return [
-            StoredExpert(
-                passage_id,
-                one.form,
-                {name: tensor.numpy() for name, tensor in one.tensors.items()},
-                one.segment_ranks,
-                one.rank,
-            )
-            for passage_id, one in zip(passage_ids, experts, strict=True)
+            StoredExpert(passage_id, "latent", _arrays(one.tensors), one.segment_ranks, sum(one.segment_ranks))
+            for passage_id, one in zip(passage_ids, latents, strict=True)
         ]
 
     def mountable(self, stored: Sequence[StoredExpert]) -> list[Expert]:
@@ -247,3 +232,15 @@ class LoadedModels:
                 kept="the store is as it was",
                 fix="open it with the models it was made with, or change it over to these with `knowstore reexpert`",
             )
+
+
+def stored_experts(passage_ids: Sequence[str], experts: Sequence[Expert]) -> list[StoredExpert]:
+    """Materialised experts of passages as the bank takes them."""
+    return [
+        StoredExpert(passage_id, one.form, _arrays(one.tensors), one.segment_ranks, one.rank)
+        for passage_id, one in zip(passage_ids, experts, strict=True)
+    ]
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -2,19 +2,19 @@
 edit sets."""
 
 from knowstore.baselines.choice import METHODS, Resources, make_method, usable_methods
-from knowstore.baselines.edits import Asked, Edit, Edited, EditRow, Fact, Method, Probe
+from knowstore.baselines.edits import Edit, Edited, EditProbe, EditQuestion, EditRow, Method, TaughtFact
 from knowstore.baselines.editsets import draw_edits, load_edits
 
 __all__ = [
     "METHODS",
-    "Asked",
     "Edit",
+    "EditProbe",
+    "EditQuestion",
     "EditRow",
     "Edited",
-    "Fact",
     "Method",
-    "Probe",
     "Resources",
+    "TaughtFact",
     "draw_edits",
     "load_edits",
     "make_method",

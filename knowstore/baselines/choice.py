@@ -15,7 +15,7 @@ from knowstore.baselines.editsets import load_edits
 from knowstore.baselines.mounted import MountedExperts
 from knowstore.baselines.prompted import Unedited
 from knowstore.errors import ConfigError
-from knowstore.training import read_rows
+from knowstore.training import read_passages
 
 if TYPE_CHECKING:
     from knowstore.baselines.editor import Rule
@@ -42,8 +42,8 @@ class Resources:
         Raises:
             TrainingError: a file that cannot be read.
         """
-        rows = (row for path in self.corpus for row in read_rows(path))
-        return list(islice((row["text"] for row in rows if isinstance(row.get("text"), str)), self.n_texts))
+        passages = (passage for path in self.corpus for passage in read_passages(path))
+        return [passage.text for passage in islice(passages, self.n_texts)]
 
     def training_rows(self) -> list[EditRow]:
         """The rows of the edit sets to train on, without what is evaluated.

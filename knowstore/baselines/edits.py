@@ -23,8 +23,9 @@ what follows from the fact, or something that the edit must leave alone."""
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A question, its answer `target`, and the `subject` that the question is about, as it stands in the question."""
+class TaughtFact:
+    """What a method is taught: a question, its answer `target`, and the `subject` that the question is about, as it
+    stands in the question."""
 
     question: str
     subject: str
@@ -36,12 +37,13 @@ class Edit:
     """One piece of knowledge to teach: a passage that states it, and facts made of the passage."""
 
     passage: Passage
-    facts: tuple[Fact, ...]
+    facts: tuple[TaughtFact, ...]
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A question with its accepted answers; `edits` are the places, in its row, of the edits that state the answer."""
+class EditProbe:
+    """What is asked after a row's edits: a question with its accepted answers; `edits` are the places, in its row, of
+    the edits that state the answer."""
 
     kind: Kind
     question: str
@@ -55,7 +57,7 @@ class EditRow:
 
     row_id: str
     edits: tuple[Edit, ...]
-    probes: tuple[Probe, ...]
+    probes: tuple[EditProbe, ...]
 
     @property
     def questions(self) -> frozenset[str]:
@@ -65,8 +67,9 @@ class EditRow:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, and the places, among the edits that were taught, of those whose passages state the answer."""
+class EditQuestion:
+    """What a method is told of a question: its text, and the places, among the edits that were taught, of those whose
+    passages state the answer."""
 
     question: str
     edits: tuple[int, ...]
@@ -85,7 +88,7 @@ class Edited:
 
     seconds: float
     kept_bytes: int
-    experts: Callable[[Sequence[Asked]], Experts | None] | None = None
+    experts: Callable[[Sequence[EditQuestion]], Experts | None] | None = None
     layer: int = 0
 
 

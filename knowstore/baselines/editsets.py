@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from knowstore.baselines.edits import Edit, EditRow, Fact, Kind, Probe
+from knowstore.baselines.edits import Edit, EditProbe, EditRow, Kind, TaughtFact
 from knowstore.errors import ConfigError
 from knowstore.records import Passage
 from knowstore.training import read_rows
@@ -55,7 +55,9 @@ def draw_edits(rows: Sequence[EditRow], limit: int, seed: int) -> list[EditRow]:
     random.Random(seed).shuffle(order)
     others = [row for row in order[limit:] if row.probes]
     return [
-        replace(row, probes=(*row.probes, Probe("neighbourhood", other.probes[0].question, other.probes[0].answers)))
+        replace(
+            row, probes=(*row.probes, EditProbe("neighbourhood", other.probes[0].question, other.probes[0].answers))
+        )
         if other is not None and all(probe.kind != "neighbourhood" for probe in row.probes)
         else row
         for place, row in enumerate(order[:limit])
@@ -120,25 +122,25 @@ def _prompt_edit(row: Row) -> EditRow:
 
 def _edit(subject: str, prompt: str, target: str, evidence: str | None = None) -> Edit:
     text = evidence if evidence and target in evidence else statement(prompt, target)
-    return Edit(Passage(text, subject), (Fact(as_question(prompt), subject, target),))
+    return Edit(Passage(text, subject), (TaughtFact(as_question(prompt), subject, target),))
 
 
-def _own_probes(row: Row, edits: tuple[int, ...] = (0,)) -> list[Probe]:
+def _own_probes(row: Row, edits: tuple[int, ...] = (0,)) -> list[EditProbe]:
     answers = tuple(row.get("answers_new") or [row["target_new"]])
     return [
-        Probe("efficacy", as_question(row["prompt"]), answers, edits),
+        EditProbe("efficacy", as_question(row["prompt"]), answers, edits),
         *_probes("paraphrase", ((as_question(prompt), answers) for prompt in row["paraphrases"]), edits),
     ]
 
 
-def _neighbours(row: Row) -> list[Probe]:
+def _neighbours(row: Row) -> list[EditProbe]:
     return _probes(
         "neighbourhood", ((as_question(one["prompt"]), (one["target"],)) for one in row["neighbourhood"]), (0,)
     )
 
 
-def _probes(kind: Kind, asked: Iterable[tuple[str, tuple[str, ...]]], edits: tuple[int, ...]) -> list[Probe]:
-    return [Probe(kind, question, answers, edits) for question, answers in asked]
+def _probes(kind: Kind, asked: Iterable[tuple[str, tuple[str, ...]]], edits: tuple[int, ...]) -> list[EditProbe]:
+    return [EditProbe(kind, question, answers, edits) for question, answers in asked]
 
 
 def _mquake(row: Row) -> EditRow:
@@ -164,7 +166,9 @@ def _temporal(row: Row) -> EditRow:
 def _long_form(row: Row) -> EditRow:
     """UnKE: the answer is a text of its own, which is the passage."""
     subject = row["subject"] or subject_of(row["prompt"], "")
-    edit = Edit(Passage(row["target_new"], subject), (Fact(as_question(row["prompt"]), subject, row["target_new"]),))
+    edit = Edit(
+        Passage(row["target_new"], subject), (TaughtFact(as_question(row["prompt"]), subject, row["target_new"]),)
+    )
     parts = _probes("unseen", ((one["question"], (one["answer"],)) for one in row["sub_questions"]), (0,))
     return EditRow(row["id"], (edit,), (*_own_probes(row), *parts))
 
@@ -172,9 +176,9 @@ def _long_form(row: Row) -> EditRow:
 def _counterfactual_twin(row: Row) -> EditRow:
     """PopQA by DynamicQA: the passage with another object in the true one's place."""
     title, target = row["passage"]["title"], row["counterfactual_answer"]
-    fact = Fact(row["question"], subject_of(row["question"], title), target)
+    fact = TaughtFact(row["question"], subject_of(row["question"], title), target)
     edit = Edit(Passage(row["counterfactual_text"], title), (fact,))
-    return EditRow(row["id"], (edit,), (Probe("efficacy", fact.question, (target,)),))
+    return EditRow(row["id"], (edit,), (EditProbe("efficacy", fact.question, (target,)),))
 
 
 def _passage_rows(rows: Sequence[Row], n_facts: int) -> list[EditRow]:
@@ -187,7 +191,9 @@ def _passage_rows(rows: Sequence[Row], n_facts: int) -> list[EditRow]:
 
 def _passage_row(title: str, text: str, rows: Sequence[Row], n_facts: int) -> EditRow:
     n_taught = max(1, min(n_facts, len(rows) - 1))
-    facts = [Fact(row["question"], subject_of(row["question"], title), row["answers"][0]) for row in rows[:n_taught]]
-    probes = [Probe("efficacy", facts[0].question, tuple(rows[0]["answers"]))]
-    probes += [Probe("unseen", row["question"], tuple(row["answers"])) for row in rows[n_taught : n_taught + 1]]
+    facts = [
+        TaughtFact(row["question"], subject_of(row["question"], title), row["answers"][0]) for row in rows[:n_taught]
+    ]
+    probes = [EditProbe("efficacy", facts[0].question, tuple(rows[0]["answers"]))]
+    probes += [EditProbe("unseen", row["question"], tuple(row["answers"])) for row in rows[n_taught : n_taught + 1]]
     return EditRow(str(rows[0].get("id", "")), (Edit(Passage(text, title), tuple(facts)),), tuple(probes))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from knowstore._loaded import OnProgress
-from knowstore.baselines.edits import Edit, Edited, Fact
+from knowstore.baselines.edits import Edit, Edited, TaughtFact
 from knowstore.baselines.sequences import TokenRow, essence_row, fact_sequence, logits_of, row_losses
 from knowstore.baselines.statistics import CorpusSample, key_moments
 from knowstore.baselines.weights import down_projection, hooked, inputs_of, restoring, run_through
@@ -91,7 +91,7 @@ class Memit:
             raise ConfigError(
                 "MEMIT needs a corpus, to know which FFN keys are usual",
                 kept="nothing was measured",
-                fix="give passages {title, text} with --corpus, such as shared/data/corpus/wiki_paragraphs.jsonl.gz",
+                fix="give passages {title, text} with --corpus",
             )
         self._moments = key_moments(llm, self.settings.layers, self.sample, on_progress)
 
@@ -104,7 +104,7 @@ class Memit:
             kept = sum(self._write(llm, projections, edit.facts) for edit in edits)
             yield Edited(time.perf_counter() - started, kept)
 
-    def _write(self, llm: FrozenLLM, projections: dict[int, nn.Linear], facts: Sequence[Fact]) -> int:
+    def _write(self, llm: FrozenLLM, projections: dict[int, nn.Linear], facts: Sequence[TaughtFact]) -> int:
         """Write facts into the weights; returns the bytes of the change as R_l and the factor that it multiplies."""
         if not facts:
             return 0

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from knowstore._answering import combine_weighed, scored_hit, superseded, twins, weigh
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.baselines.edits import Asked, Edit, Edited
+from knowstore.baselines.edits import Edit, Edited, EditQuestion
 from knowstore.config import RetrievalConfig
-from knowstore.retrieval import RerankItem, relevance, word_relevance
+from knowstore.records import MountedExpert
+from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM, Mountable
+    from knowstore.experts import Expert, Experts, FrozenLLM
 
 _FLOAT16_BYTES = 2
 
@@ -26,17 +28,19 @@ _FLOAT16_BYTES = 2
 class _Taught:
     """The expert of an edit's passage, and the passage as the reranker takes it."""
 
+    passage_id: str
     expert: Expert
     item: RerankItem
 
 
 @dataclass(frozen=True)
 class MountedExperts:
-    """Experts of the passages, weighed by the reranker at the default grain.
+    """Experts of the passages, weighed as `ask` weighs them (Eq. 9).
 
-    With `finds_passages` they are chosen as `ask` chooses: among all passages that were taught, and none where the
-    null option wins. Without, the passages that state the answer are known (`gold` of `bench controls`). Experts
-    count as kept in float16, as the bank keeps them by default.
+    With `finds_passages` they are looked for among all passages that were taught, by their vectors alone (Eq. 7), an
+    older one gives way to a newer that says nearly the same, and none is mounted where the null option wins. Without,
+    the passages that state the answer are known (`gold` of `bench controls`). Experts count as kept in float16, as the
+    bank keeps them by default.
     """
 
     models: LoadedModels
@@ -59,9 +63,7 @@ class MountedExperts:
         taught = [self._teach(llm, edit) for edit in edits]
         seconds = time.perf_counter() - started
         kept = sum(_FLOAT16_BYTES * tensor.numel() for one in taught for tensor in one.expert.tensors.values())
-        yield Edited(
-            seconds, kept, lambda asked: self._mounted(llm, taught, asked), self.models.hypernetwork.config.layer
-        )
+        yield Edited(seconds, kept, lambda asked: self._mounted(taught, asked), self.models.hypernetwork.config.layer)
 
     def _teach(self, llm: FrozenLLM, edit: Edit) -> _Taught:
         from knowstore.experts import PassageInput
@@ -69,45 +71,37 @@ class MountedExperts:
         passage, spans = edit.passage, tuple(sentence_spans(edit.passage.text))
         [expert] = self.models.hypernetwork.generate(llm, [PassageInput(passage.title, passage.text, spans)])
         [(vector, segment_vectors)] = self.models.retriever.encode_passages([passage], [spans])
-        return _Taught(expert, RerankItem(passage.title, passage.text, spans, vector, segment_vectors))
-
-    def _mounted(self, llm: FrozenLLM, taught: Sequence[_Taught], asked: Sequence[Asked]) -> Experts:
-        from knowstore.experts import combine
-
-        network = self.models.hypernetwork
-        vectors = self.models.retriever.encode_questions([one.question for one in asked])
-        return combine(
-            [self._chosen(taught, one, vector) for one, vector in zip(asked, vectors, strict=True)],
-            device=llm.device,
-            dtype=llm.dtype,
-            static=network.static,
-            query=network.query,
-            max_norm=network.config.max_norm,
+        return _Taught(
+            passage.passage_id, expert, RerankItem(passage.title, passage.text, spans, vector, segment_vectors)
         )
 
-    def _chosen(self, taught: Sequence[_Taught], asked: Asked, vector: np.ndarray) -> list[Mountable]:
-        """The experts for a question with their weights: Eq. 9 over passages, within each over sentences and words."""
-        settings, reranker = RetrievalConfig(), self.models.reranker
-        some = self._candidates(taught, asked, vector)
-        scores = reranker.score(asked.question, [one.item for one in some], vector)
-        order = sorted(range(len(some)), key=lambda place: -scores[place].score)[: settings.top_k]
-        threshold = reranker.null_threshold if self.finds_passages else None
-        if threshold is not None and scores[order[0]].score < threshold:
-            return []
-        temperature = settings.temperature * reranker.temperature
-        weights = relevance([scores[place].score for place in order], temperature)
-        out: list[Mountable] = []
-        for place, weight in zip(order, weights, strict=True):
-            one = some[place]
-            segments = [weight * share for share in relevance(scores[place].segment_scores, temperature)]
-            passage = one.item.title, one.item.text, one.item.spans
-            is_by_word = settings.grain == "words" and segments
-            words = word_relevance(scores[place].word_scores, one.item.spans, segments) if is_by_word else ()
-            out.append((one.expert, weight, self.models.neuron_weights(one.expert, passage, segments, words)))
-        return out
+    def _mounted(self, taught: Sequence[_Taught], asked: Sequence[EditQuestion]) -> Experts:
+        vectors = self.models.retriever.encode_questions([one.question for one in asked])
+        chosen = [self._chosen(taught, one, vector) for one, vector in zip(asked, vectors, strict=True)]
+        experts = {one.passage_id: one.expert for one in taught}
+        return combine_weighed(chosen, experts, self.models, RetrievalConfig.grain)
 
-    def _candidates(self, taught: Sequence[_Taught], asked: Asked, vector: np.ndarray) -> list[_Taught]:
-        if not self.finds_passages:
-            return [taught[place] for place in asked.edits]
+    def _chosen(self, taught: Sequence[_Taught], asked: EditQuestion, vector: np.ndarray) -> list[MountedExpert]:
+        """The experts for a question with their weights."""
+        places = self._found(taught, vector) if self.finds_passages else list(asked.edits)
+        some = {taught[place].passage_id: taught[place].item for place in places}
+        scores = self.models.reranker.score(asked.question, list(some.values()), vector)
+        newer = _newer_twins(taught, some) if self.finds_passages else {}
+        hits = [
+            scored_hit(passage_id, item, score, newer_twin=newer.get(passage_id))
+            for (passage_id, item), score in zip(some.items(), scores, strict=True)
+        ]
+        settings = RetrievalConfig() if self.finds_passages else RetrievalConfig(null_threshold=None)
+        return weigh(sorted(hits, key=lambda hit: (-hit.score, hit.passage_id)), settings, self.models.reranker)
+
+    def _found(self, taught: Sequence[_Taught], vector: np.ndarray) -> list[int]:
         similarity = np.stack([one.item.vector for one in taught if one.item.vector is not None]) @ vector
-        return [taught[place] for place in np.argsort(-similarity, kind="stable")[: RetrievalConfig().n_candidates]]
+        return [int(place) for place in np.argsort(-similarity, kind="stable")[: RetrievalConfig.n_candidates]]
+
+
+def _newer_twins(taught: Sequence[_Taught], some: Mapping[str, RerankItem]) -> dict[str, str]:
+    """Of passages each that has a twin which was taught later, with that."""
+    overlap, ids = RetrievalConfig.twin_overlap, list(some)
+    pairs = [] if overlap is None else twins([(item.title, item.text) for item in some.values()], overlap)
+    since = {one.passage_id: place for place, one in enumerate(taught)}
+    return superseded([(ids[one], ids[other]) for one, other in pairs], since)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from knowstore.baselines.edits import Edit, Fact
+from knowstore.baselines.edits import Edit, TaughtFact
 from knowstore.experts import FrozenLLM
 from knowstore.experts.llm import pad_ids
 from knowstore.prompts import answer_target, passages_prompt, question_prompt
@@ -25,7 +25,7 @@ class TokenRow:
     subject: int = 0
 
 
-def fact_sequence(llm: FrozenLLM, fact: Fact, *, before: str = "") -> TokenRow:
+def fact_sequence(llm: FrozenLLM, fact: TaughtFact, *, before: str = "") -> TokenRow:
     """A fact as it is asked and answered, the stop included, behind a line `before`."""
     prompt = before + question_prompt(fact.question)
     given = llm.prompt_ids(prompt)
@@ -43,7 +43,7 @@ def _subject_place(llm: FrozenLLM, prompt: str, subject: str, given: Sequence[in
     return len(given) - len(plain) + last
 
 
-def essence_row(llm: FrozenLLM, fact: Fact) -> TokenRow:
+def essence_row(llm: FrozenLLM, fact: TaughtFact) -> TokenRow:
     """`SUBJECT is a`: what the LLM says next is what an edit of one fact should keep. The token that stands there
     to be written is of no interest, only the distribution."""
     subject = fact.subject or fact.question

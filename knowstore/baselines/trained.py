@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from knowstore._loaded import OnProgress
 from knowstore.baselines.cache import TensorCache
 from knowstore.baselines.editor import EditorShape, GradientEditor, Rule
-from knowstore.baselines.edits import Edit, Edited, EditRow, Fact, Kind
+from knowstore.baselines.edits import Edit, Edited, EditRow, Kind, TaughtFact
 from knowstore.baselines.gradients import GradientFactors, changed_by, gradient_factors
 from knowstore.baselines.sequences import TokenRow, fact_sequence, logits_of, writing_loss
 from knowstore.baselines.weights import down_projection, restoring
@@ -78,7 +78,7 @@ class TrainedEditor:
             raise ConfigError(
                 f"{self.name} needs edits to train its network on",
                 kept="nothing was measured",
-                fix="give an edit set with --train, such as shared/data/edit/counterfact_train.jsonl.gz",
+                fix="give an edit set with --train, of other edits than those that are asked",
             )
         maps = self._maps(llm)
         with torch.random.fork_rng(devices=[]):
@@ -160,7 +160,7 @@ def _taught(llm: FrozenLLM, rows: Sequence[EditRow]) -> list[TokenRow]:
 
 def _asked(llm: FrozenLLM, rows: Sequence[EditRow], kind: Kind) -> list[TokenRow]:
     probes = [probe for row in rows for probe in row.probes if probe.kind == kind]
-    return [fact_sequence(llm, Fact(probe.question, "", probe.answers[0])) for probe in probes]
+    return [fact_sequence(llm, TaughtFact(probe.question, "", probe.answers[0])) for probe in probes]
 
 
 def _factors(llm: FrozenLLM, rows: Sequence[EditRow], maps: Sequence[nn.Linear]) -> list[GradientFactors]:

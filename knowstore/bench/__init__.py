@@ -5,7 +5,7 @@ from knowstore._drawing import can_plot
 from knowstore.bench.answers import run_answers
 from knowstore.bench.codecs import run_codecs
 from knowstore.bench.controls import run_controls
-from knowstore.bench.edits import EditsConfig, run_edits
+from knowstore.bench.edits import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.latency import run_ask
 from knowstore.bench.locality import run_locality
 from knowstore.bench.methods import run_methods
@@ -22,6 +22,7 @@ __all__ = [
     "plot_methods",
     "plot_speed",
     "plot_training",
+    "read_unrelated",
     "run_answers",
     "run_ask",
     "run_codecs",

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from knowstore._answering import Reader, Timer, prompt_of
 from knowstore._loaded import OnProgress
 from knowstore.bench.memory import PeakMemory
 from knowstore.evaluation import median_ratio
-from knowstore.experts import Prompt, generate
-from knowstore.prompts import question_prompt
-from knowstore.records import Mode
-from knowstore.store import KnowledgeStore
+from knowstore.experts import generate
+from knowstore.records import Hit, Mode
 
 Way = tuple[Mode | None, int]
 """A mode and how many passages it keeps; None is the bare model, which gets no passage."""
@@ -25,19 +24,26 @@ BARE: Way = (None, 0)
 
 @dataclass(frozen=True)
 class Taken:
-    """What one answer took: seconds from its passages to its first token and to its end, the same from the question on,
-    and the most bytes that were in use."""
+    """What one answer took: seconds of the search, those from the found passages to its first token and to its end,
+    those of choosing and mounting among them, and the most bytes that were in use after the search."""
 
+    search_s: float
     first_token_s: float
     total_s: float
-    ask_first_token_s: float
-    ask_total_s: float
-    mount_s: float = 0.0
+    mount_s: float
     peak_bytes: int | None = None
+
+    @property
+    def ask_first_token_s(self) -> float:
+        return self.search_s + self.first_token_s
+
+    @property
+    def ask_total_s(self) -> float:
+        return self.search_s + self.total_s
 
 
 def measure_answers(
-    store: KnowledgeStore,
+    reader: Reader,
     questions: Sequence[str],
     ks: Sequence[int],
     *,
@@ -45,10 +51,12 @@ def measure_answers(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Answer a question a round in every way, the ways in another order each time.
+    """Answer a question a round in every way, the ways in another order each time; ways that keep equally many passages
+    share one search.
 
     Args:
-        store: one with at least `max(ks)` passages, whose generation makes each answer equally long.
+        reader: of a store with at least `max(ks)` passages; it proposes as many, uses all that it proposes, and its
+            generation makes each answer equally long.
         questions: asked in turn.
         ks: numbers of passages.
         rounds: how often every way is measured.
@@ -62,37 +70,38 @@ def measure_answers(
     drawn = random.Random(seed)
     for number in range(-1, rounds):  # the first round warms up
         question = questions[number % len(questions)]
+        found = {k: _search(reader, question, k) for k in drawn.sample(list(ks), len(ks))}
         for way in drawn.sample(ways, len(ways)):
-            one = _answer(store, question, way)
+            hits, search_s = found.get(way[1], ((), 0.0))
+            one = _answer(reader, question, way, hits, search_s)
             if number >= 0:
                 taken[way].append(one)
         if on_progress is not None:
             on_progress("answering", number + 1, rounds)
-    n_tokens = store.generation.max_tokens
+    n_tokens = reader.generation.max_tokens
     rows = [_row(way, some, n_tokens) for way, some in taken.items()]
     return rows, _ratios(taken, ks, seed)
 
 
-def _answer(store: KnowledgeStore, question: str, way: Way) -> Taken:
-    with PeakMemory(store.models.device) as peak:
-        seconds = _bare(store, question) if way == BARE else _asked(store, question, way)
-    before = seconds["total"] - seconds["generate"] - seconds.get("experts", 0.0)
-    first = seconds.get("experts", 0.0) + seconds["first_token"]
-    total = seconds.get("experts", 0.0) + seconds["generate"]
-    return Taken(first, total, before + first, before + total, seconds.get("experts", 0.0), peak.bytes)
-
-
-def _asked(store: KnowledgeStore, question: str, way: Way) -> dict[str, float]:
-    mode, k = way
-    store.retrieval = replace(store.retrieval, top_k=k, n_candidates=max(k, store.retrieval.n_candidates))
-    return store.ask(question, mode=mode or "experts").timings_s
-
-
-def _bare(store: KnowledgeStore, question: str) -> dict[str, float]:
+def _search(reader: Reader, question: str, k: int) -> tuple[list[Hit], float]:
+    """What is found for a question of which k passages will be kept, and the seconds that this takes."""
     started = time.perf_counter()
-    [one] = generate(store.models.llm, [Prompt("", question_prompt(question))], None, 0, store.generation)
-    seconds = time.perf_counter() - started
-    return {"generate": seconds, "total": seconds, "first_token": one.first_token_s}
+    hits = reader.retrieve(question, None, Timer(), n_best=k)
+    return hits, time.perf_counter() - started
+
+
+def _answer(reader: Reader, question: str, way: Way, hits: Sequence[Hit], search_s: float) -> Taken:
+    mode, k = way
+    models = reader.models
+    with PeakMemory(models.device) as peak:
+        started = time.perf_counter()
+        chosen = replace(reader, retrieval=replace(reader.retrieval, top_k=k)).weigh(hits) if k else []
+        experts = reader.experts([chosen], mode or "experts")
+        mount_s = time.perf_counter() - started
+        prompt = prompt_of(question, chosen if mode == "rag" else ())
+        [one] = generate(models.llm, [prompt], experts, models.hypernetwork_config["layer"], reader.generation)
+        total_s = time.perf_counter() - started
+    return Taken(search_s, mount_s + one.first_token_s, total_s, mount_s, peak.bytes)
 
 
 def _row(way: Way, taken: Sequence[Taken], n_tokens: int) -> dict[str, object]:

@@ -12,7 +12,7 @@ from knowstore._answering import Reader, Timer
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import TABLE_BATCH, passages_table
 from knowstore.bench.asking import GeneratedExperts, answer_all
-from knowstore.bench.corpus import Asked, load_corpus, text_key
+from knowstore.bench.corpus import GoldQuestion, load_corpus, text_key
 from knowstore.bench.scoring import scored
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.records import Hit, Mode, Passage
@@ -87,7 +87,7 @@ def run_answers(
 class _Bench:
     """Questions with what the search found for each, best first."""
 
-    def __init__(self, reader: Reader, asked: Sequence[Asked], hits: Sequence[Sequence[Hit]], seed: int) -> None:
+    def __init__(self, reader: Reader, asked: Sequence[GoldQuestion], hits: Sequence[Sequence[Hit]], seed: int) -> None:
         self.reader, self.asked, self.hits, self.seed = reader, asked, hits, seed
 
     def row(self, method: str, retrieval: RetrievalConfig | None) -> dict[str, object]:

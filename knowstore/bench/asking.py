@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from knowstore._answering import Reader
+from knowstore._answering import Reader, prompt_of
 from knowstore._loaded import LoadedModels
 from knowstore.bank import StoredExpert
-from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Hit, Mode, MountedExpert
 
 if TYPE_CHECKING:
@@ -59,17 +58,14 @@ def answer_all(
         batch_size: questions in one generation; in bfloat16 what stands beside a question can change its answer, which
             one at a time never does.
     """
-    from knowstore.experts import Prompt, generate
+    from knowstore.experts import generate
 
     models = reader.models
     texts: list[str] = []
     for first in range(0, len(questions), batch_size):
         part = chosen[first : first + batch_size]
         prompts = [
-            Prompt(
-                passages_prompt([(one.title, one.text) for one in some]) if mode != "experts" and some else "",
-                question_prompt(question),
-            )
+            prompt_of(question, () if mode == "experts" else some)
             for question, some in zip(questions[first : first + batch_size], part, strict=True)
         ]
         experts = models.hypernetwork.static_experts(models.llm) if is_static else reader.experts(part, mode)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bank import EncodedExpert, ExpertBank
+from knowstore.bank import ExpertBank
 from knowstore.bench.controls import ControlBench, open_benches
+from knowstore.bench.made import BATCH_ID, MadeExperts
 from knowstore.config import Codec, ModelConfig
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
-from knowstore.records import Passage
-from knowstore.sources import sentence_spans
 
 if TYPE_CHECKING:
     from knowstore.experts import Expert
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 _EXACT: Codec = "float32"
-_BATCH = 20  # passages in one forward
-_BATCH_ID = 1
+_BATCH = 20  # experts that are read together
 
 
 def run_codecs(
@@ -51,19 +49,19 @@ def run_codecs(
     """
     started = time.perf_counter()
     benches = open_benches(data, models, limit, seed, max_tokens, on_progress)
-    rows = [row for bench in benches for row in _rows(bench, [case.passage for case in bench.cases], on_progress)]
+    rows = [row for bench in benches for row in _rows(bench, on_progress)]
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def _rows(bench: ControlBench, passages: Sequence[Passage], on_progress: OnProgress | None) -> list[dict[str, object]]:
+def _rows(bench: ControlBench, on_progress: OnProgress | None) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     exact: list[str] = []
     exact_em: list[float] = []
-    everything = list(range(len(passages)))
+    everything = list(range(len(bench.cases)))
     for step, codec in enumerate((_EXACT, *(codec for codec in CODECS if codec != _EXACT))):
         if on_progress is not None:
             on_progress(f"{bench.name}: {codec}", step, len(CODECS))
-        n_bytes, bench.experts = _kept(bench.models, passages, codec)
+        n_bytes, bench.experts = _kept(bench.models, bench.made, codec)
         texts = bench.answers(bench.models.hypernetwork.config.kind, everything, list(everything))
         em = [exact_match(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
         f1 = [token_f1(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
@@ -79,36 +77,26 @@ def _rows(bench: ControlBench, passages: Sequence[Passage], on_progress: OnProgr
     return rows
 
 
-def _kept(models: LoadedModels, passages: Sequence[Passage], codec: Codec) -> tuple[float, list[Expert]]:
-    """The mean bytes of the passages' experts, and what a bank of this codec gives back of them."""
-    encoded = encoded_experts(models, passages, codec)
+def _kept(models: LoadedModels, made: MadeExperts, codec: Codec) -> tuple[float, list[Expert]]:
+    """The mean bytes of experts, and what a bank of this codec gives back of them."""
+    encoded = made.encoded(codec)
     with TemporaryDirectory(prefix="knowstore-codecs-", ignore_cleanup_errors=True) as folder:
-        bank = ExpertBank.open(folder, fingerprint=models.fingerprints["experts"], create=True)
-        bank.add_encoded(encoded, _BATCH_ID)
+        bank = ExpertBank.open(folder, fingerprint=made.fingerprint, create=True)
+        bank.add_encoded(encoded, BATCH_ID)
         experts: list[Expert] = []
-        for first in range(0, len(passages), _BATCH):
-            ids = [passage.passage_id for passage in passages[first : first + _BATCH]]
+        for first in range(0, len(encoded), _BATCH):
+            ids = [expert.passage_id for expert in encoded[first : first + _BATCH]]
             stored = bank.get(ids)
             experts += models.mountable([stored[passage_id] for passage_id in ids])
     return fmean(len(expert.data) for expert in encoded), experts
 
 
-def encoded_experts(models: LoadedModels, passages: Sequence[Passage], codec: Codec) -> list[EncodedExpert]:
-    """The experts of passages as a bank of this codec keeps them."""
-    from knowstore.experts import PassageInput
-
-    made: list[EncodedExpert] = []
-    for first in range(0, len(passages), _BATCH):
-        part = passages[first : first + _BATCH]
-        inputs = [PassageInput(one.title, one.text, tuple(sentence_spans(one.text))) for one in part]
-        experts = models.generate([one.passage_id for one in part], inputs, latent=codec == "latent")
-        made += [EncodedExpert.make(expert, codec, models.fingerprints["experts"], _BATCH_ID) for expert in experts]
-    return made
-
-
-def codec_sizes(experts: Mapping[Codec, Sequence[EncodedExpert]]) -> list[dict[str, object]]:
-    """Rows of {codec, n, bytes_per_passage}: the mean of what the codec writes, without the table around it."""
+def codec_sizes(made: MadeExperts) -> list[dict[str, object]]:
+    """Rows of {codec, n, bytes_per_passage}: the mean of what each codec writes, without the table around it."""
     return [
-        {"codec": codec, "n": len(some), "bytes_per_passage": fmean(len(expert.data) for expert in some)}
-        for codec, some in experts.items()
-    ]
+        {
+            "codec": codec, "n": len(made.latents),
+            "bytes_per_passage": fmean(len(expert.data) for expert in made.encoded(codec)),
+        }
+        for codec in CODECS
+    ]  # fmt: skip

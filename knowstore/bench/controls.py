@@ -13,18 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from knowstore._answering import combine_weighed, prompt_of, scored_hit, weigh
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bench.made import MadeExperts
 from knowstore.bench.scoring import scored
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
-from knowstore.prompts import passages_prompt, question_prompt
-from knowstore.records import Passage
-from knowstore.retrieval import RerankItem, RerankScore, relevance, word_relevance
+from knowstore.records import Hit, MountedExpert, Passage
+from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, Mountable
+    from knowstore.experts import Experts
 
 _BATCH = 20
 
@@ -144,26 +145,17 @@ class ControlBench:
     ) -> None:
         self.models, self.name, self.cases, self.seed = models, name, cases, seed
         self.generation, self.on_progress = generation, on_progress
-        self.experts = self._generate()
+        self.made = MadeExperts.make(models, [case.passage for case in cases])
+        self.experts = self.made.experts
         self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
-        self.scored: dict[tuple[int, int], RerankScore] = {}
+        self.hits: dict[tuple[int, int], Hit] = {}
         kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
         self.grains: dict[str, Grain | Literal["known"]] = {kind: served}
         if any(len(expert.segment_ranks) > 1 for expert in self.experts):
             self.grains |= {f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served}
             self.grains[f"{kind}, sentence known"] = "known"
-
-    def _generate(self) -> list[Expert]:
-        from knowstore.experts import PassageInput
-
-        network, llm = self.models.hypernetwork, self.models.llm
-        experts: list[Expert] = []
-        for first in range(0, len(self.cases), _BATCH):
-            part = self.cases[first : first + _BATCH]
-            experts += network.generate(llm, [PassageInput(c.passage.title, c.passage.text, c.spans) for c in part])
-        return experts
 
     def rows(self) -> list[dict[str, object]]:
         everything = list(range(len(self.cases)))
@@ -196,7 +188,7 @@ class ControlBench:
         self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool = False
     ) -> list[str]:
         """What the model says to the questions `indices`, by a method of `rows`, with these passages or none."""
-        from knowstore.experts import Prompt, generate
+        from knowstore.experts import generate
 
         llm, network = self.models.llm, self.models.hypernetwork
         texts: list[str] = []
@@ -204,22 +196,18 @@ class ControlBench:
             part = indices[first : first + _BATCH]
             chosen = None if passages is None else passages[first : first + _BATCH]
             experts: Experts | None = None
-            before = [""] * len(part)
+            read: list[list[Passage]] = [[] for _ in part]
             if is_static and network.static is not None:
                 experts = network.static_experts(llm)
             elif chosen is not None:
                 given = [index for index in chosen if index is not None]
                 if method.startswith(("rag", "hybrid")):
-                    before = [self._passage_prompt(index) for index in given]
+                    read = [[self.cases[index].passage] for index in given]
                 experts = self._experts(part, given, method)
-            prompts = [Prompt(b, question_prompt(self.cases[i].question)) for b, i in zip(before, part, strict=True)]
+            prompts = [prompt_of(self.cases[i].question, some) for i, some in zip(part, read, strict=True)]
             generated = generate(llm, prompts, experts, network.config.layer, self.generation)
             texts += [one.text for one in generated]
         return texts
-
-    def _passage_prompt(self, index: int) -> str:
-        passage = self.cases[index].passage
-        return passages_prompt([(passage.title, passage.text)])
 
     def _experts(self, questions: list[int], passages: list[int], method: str) -> Experts | None:
         tuned = self.models.reader
@@ -232,44 +220,30 @@ class ControlBench:
         return replace(mounted, static=static.static, query=static.query)
 
     def _mounted(self, questions: list[int], passages: list[int], grain: Grain | Literal["known"]) -> Experts:
-        from knowstore.experts import combine
+        weighed = [
+            [self._weighed(question, passage, grain)] for question, passage in zip(questions, passages, strict=True)
+        ]
+        experts = {self.cases[passage].passage.passage_id: self.experts[passage] for passage in passages}
+        return combine_weighed(weighed, experts, self.models, "sentences" if grain == "known" else grain)
 
-        llm, network = self.models.llm, self.models.hypernetwork
-        mounted: list[list[Mountable]] = []
-        for question, passage in zip(questions, passages, strict=True):
-            neurons = self._weights(question, passage, grain)
-            mounted.append([(self.experts[passage], 1.0, neurons)])
-        return combine(
-            mounted,
-            device=llm.device,
-            dtype=llm.dtype,
-            static=network.static,
-            query=network.query,
-            max_norm=network.config.max_norm,
-        )
+    def _weighed(self, question: int, passage: int, grain: Grain | Literal["known"]) -> MountedExpert:
+        """A passage as the reranker weighs it, or with the sentence known."""
+        retrieval = RetrievalConfig(null_threshold=None, grain="sentences" if grain == "known" else grain)
+        [weighed] = weigh([self._hit(question, passage)], retrieval, self.models.reranker)
+        if grain != "known":
+            return weighed
+        case = self.cases[passage]
+        known = tuple(float(position == (case.gold_segment or 0)) for position in range(len(case.spans)))
+        return replace(weighed, segment_weights=known)
 
-    def _weights(self, question: int, passage: int, grain: Grain | Literal["known"]) -> list[float] | None:
-        """The weight of each neuron of a passage's expert, as the reranker gives it or with the sentence known."""
-        case, expert = self.cases[passage], self.experts[passage]
-        words: tuple[tuple[int, int, float], ...] = ()
-        if grain == "passages":
-            return None
-        if grain == "known":
-            segments = [float(position == (case.gold_segment or 0)) for position in range(len(case.spans))]
-        else:
-            score = self._score(question, passage)
-            segments = relevance(score.segment_scores, self.models.reranker.temperature)
-            words = word_relevance(score.word_scores, case.spans, segments) if grain == "words" else ()
-        return self.models.neuron_weights(expert, (case.passage.title, case.passage.text, case.spans), segments, words)
-
-    def _score(self, question: int, passage: int) -> RerankScore:
-        """The reranker's, once for all methods."""
-        if (question, passage) not in self.scored:
+    def _hit(self, question: int, passage: int) -> Hit:
+        """The passage with the reranker's scores, once for all methods."""
+        if (question, passage) not in self.hits:
             case, (vector, segment_vectors) = self.cases[passage], self.vectors[passage]
             item = RerankItem(case.passage.title, case.passage.text, case.spans, vector, segment_vectors)
             [score] = self.models.reranker.score(self.cases[question].question, [item], self.questions[question])
-            self.scored[question, passage] = score
-        return self.scored[question, passage]
+            self.hits[question, passage] = scored_hit(case.passage.passage_id, item, score)
+        return self.hits[question, passage]
 
     def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
         accepted = [self.cases[i].answers for i in indices]

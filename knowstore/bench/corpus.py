@@ -6,14 +6,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from knowstore.errors import ConfigError
 from knowstore.records import Passage
-from knowstore.training import read_rows
+from knowstore.training import read_passages, read_rows
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
+    """A question with its accepted answers."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GoldQuestion:
     """A question with its accepted answers and the passage that answers it."""
 
     question: str
@@ -21,7 +30,28 @@ class Asked:
     passage: Passage
 
 
-def load_corpus(data: Path, corpus: Sequence[Path], limit: int, seed: int) -> tuple[list[Asked], list[Passage]]:
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a file of rows {question or prompt, answers}; other rows are left out.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: no question.
+    """
+    rows = [(row.get("question", row.get("prompt")), row.get("answers")) for row in read_rows(path)]
+    found = [Question(text, tuple(answers)) for text, answers in rows if isinstance(text, str) and _are_texts(answers)]
+    if not found:
+        raise ConfigError(
+            f"{path} has no questions", kept="nothing was measured",
+            fix="give rows {question, answers} or {prompt, answers}, a JSON object a line",
+        )  # fmt: skip
+    return found
+
+
+def _are_texts(answers: object) -> TypeGuard[list[str]]:
+    return isinstance(answers, list) and bool(answers) and all(isinstance(answer, str) for answer in answers)
+
+
+def load_corpus(data: Path, corpus: Sequence[Path], limit: int, seed: int) -> tuple[list[GoldQuestion], list[Passage]]:
     """Questions of a file, and the passages of all its questions among those of a corpus.
 
     Args:
@@ -36,7 +66,9 @@ def load_corpus(data: Path, corpus: Sequence[Path], limit: int, seed: int) -> tu
         ConfigError: no question with a passage, or a corpus without passages.
     """
     asked = [
-        Asked(row["question"], tuple(row.get("answers", ())), Passage(row["passage"]["text"], row["passage"]["title"]))
+        GoldQuestion(
+            row["question"], tuple(row.get("answers", ())), Passage(row["passage"]["text"], row["passage"]["title"])
+        )
         for row in read_rows(data)
         if isinstance(row.get("question"), str) and _is_passage(row.get("passage"))
     ]
@@ -64,7 +96,7 @@ def load_passages(corpus: Sequence[Path]) -> list[Passage]:
     """
     passages: list[Passage] = []
     for path in corpus:
-        found = [Passage(row["text"], row["title"]) for row in read_rows(path) if _is_passage(row)]
+        found = list(read_passages(path))
         if not found:
             raise ConfigError(
                 f"{path} has no passages",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 
 from knowstore._loaded import OnProgress
 from knowstore.audits import Selection, add_probes, run_audit, summarise, write_report
+from knowstore.bench.corpus import read_questions
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import holds_answer, normalise
 from knowstore.records import Mode, Passage, Probe
 from knowstore.store import KnowledgeStore
-from knowstore.training import read_rows
+from knowstore.training import read_passages, read_rows
 
 _WHOLE = SplitConfig(words=100_000)  # a row is a passage
 
@@ -102,9 +104,8 @@ def read_facts(paths: Sequence[Path], n_questions: int) -> list[Fact]:
 def with_filling(facts: Sequence[Fact], corpus: Sequence[Path], config: EditsConfig) -> list[Fact]:
     """The facts, and as many passages of a corpus {title, text} that nobody asks for as the batches lack."""
     taken = {fact.passage.passage_id for fact in facts}
-    rows = (row for path in corpus for row in read_rows(path) if isinstance(row.get("text"), str))
-    passages = (Passage(row["text"], str(row.get("title") or "")) for row in rows)
-    fillings = (Fact(one, ()) for one in passages if one.text.strip() and one.passage_id not in taken)
+    passages = (passage for path in corpus for passage in read_passages(path))
+    fillings = (Fact(one, ()) for one in passages if one.passage_id not in taken)
     return [*facts, *islice(fillings, max(0, config.n_fresh - len(facts)))]
 
 
@@ -189,7 +190,7 @@ def run_edits(
 ) -> dict[str, object]:
     """Let a new store in `output` live through many edit batches, audit it, and write `edits.json` and a report.
 
-    Run again with the same arguments, it goes on where it was cut short.
+    Run again with the same arguments, it goes on where it was cut short; `config.json` beside the store says which.
 
     Args:
         data: QA files, see `read_facts`.
@@ -198,9 +199,14 @@ def run_edits(
 
     Returns: `config`, `passages` that are live, `ingest_s` and `seconds` of this call, `audits` of {audit_id, batch_id,
         n, seconds}, and what `summarise` gives.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: too few passages for so many batches, or `output` holds a run of another config or of other files.
     """
     config = config or EditsConfig()
     steps = list(make_steps(with_filling(read_facts(data, config.n_questions), corpus, config), config))
+    _keep_config(output, config, _digest(steps, unrelated))
     (output / "sources").mkdir(parents=True, exist_ok=True)
     started, ingest_s = time.perf_counter(), 0.0
     with KnowledgeStore.open(output / "store", models=models, on_progress=on_progress) as store:
@@ -224,6 +230,49 @@ def run_edits(
         (output / "edits.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         write_report(store, output / "report.html")
     return found
+
+
+def read_unrelated(path: Path, n: int) -> list[Probe]:
+    """The first n questions of a file of rows {question or prompt, answers}, as locality probes.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+        ConfigError: no question.
+    """
+    return [Probe(one.question, one.answers, "locality") for one in read_questions(path)[:n]]
+
+
+def _digest(steps: Sequence[Step], unrelated: Sequence[Probe]) -> str:
+    """What tells a sequence of edit batches and probes from another."""
+    described = [asdict(step) for step in steps], [asdict(probe) for probe in unrelated]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _keep_config(output: Path, config: EditsConfig, digest: str) -> None:
+    """Write what is run beside its results, or refuse to go on with a run of something else."""
+    file, wanted = output / "config.json", {"config": asdict(config), "digest": digest}
+    if not (output / "store").exists():
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
+        return
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        settings = {name: (kept["config"].get(name), value) for name, value in asdict(config).items()}
+        is_of_same_files = kept["digest"] == digest
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _another_run(output, f"{file.name} beside it cannot be read: {error}") from error
+    if other := [f"{name} is {one}, not {value}" for name, (one, value) in settings.items() if one != value]:
+        raise _another_run(output, "; ".join(other))
+    if not is_of_same_files:
+        raise _another_run(output, "its files held something else")
+
+
+def _another_run(output: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"the run in {output} is not known to be this one: {why}",
+        kept="that run is as it was",
+        fix="give its options and files to go on with it, or another folder",
+    )
 
 
 def _ingest(store: KnowledgeStore, folder: Path, step: Step, note: str) -> int:

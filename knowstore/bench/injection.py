@@ -88,10 +88,7 @@ def _recorded(device: str) -> Iterator[list[_Call]]:
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
             calls.append(_Call(module, args, kwargs, device, autocast))
 
-    handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, with_kwargs=True, always_call=True),
-    ]
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
     try:
         yield calls
     finally:

@@ -8,25 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from knowstore._answering import Reader, Timer
+from knowstore._answering import Reader, Timer, scored_hit
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import TABLE_BATCH, passages_table
 from knowstore.bench.asking import GeneratedExperts, answer_all
-from knowstore.bench.corpus import load_passages
+from knowstore.bench.corpus import Question, load_passages, read_questions
 from knowstore.bench.scoring import share
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import normalise
-from knowstore.records import Hit, MountedExpert, Passage
+from knowstore.evaluation import holds_answer, normalise
+from knowstore.records import MountedExpert, Passage
 from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
-from knowstore.training import read_rows
 
 
 @dataclass(frozen=True)
-class _Known:
-    question: str
-    answers: tuple[str, ...]
+class _Known(Question):
     answer: str
 
 
@@ -87,25 +84,19 @@ def run_locality(
     return {"rows": rows, "passages": len(passages), "seconds": time.perf_counter() - started}
 
 
-def _questions(path: Path, limit: int, seed: int) -> list[tuple[str, tuple[str, ...]]]:
-    rows = [(row.get("question", row.get("prompt")), row.get("answers")) for row in read_rows(path)]
-    asked = [(text, tuple(answers)) for text, answers in rows if isinstance(text, str) and answers]
-    if not asked:
-        raise ConfigError(
-            f"{path} has no questions", kept="nothing was measured",
-            fix="give rows {question, answers} or {prompt, answers}, a JSON object a line",
-        )  # fmt: skip
+def _questions(path: Path, limit: int, seed: int) -> list[Question]:
+    asked = read_questions(path)
     random.Random(seed).shuffle(asked)
     return asked[:limit]
 
 
-def _known(reader: Reader, asked: Sequence[tuple[str, tuple[str, ...]]], path: Path) -> list[_Known]:
+def _known(reader: Reader, asked: Sequence[Question], path: Path) -> list[_Known]:
     """The questions whose accepted answer the model alone gives."""
-    texts = answer_all(reader, [question for question, _ in asked], [[] for _ in asked], batch_size=1)
+    texts = answer_all(reader, [one.question for one in asked], [[] for _ in asked], batch_size=1)
     known = [
-        _Known(question, answers, text)
-        for (question, answers), text in zip(asked, texts, strict=True)
-        if _holds(text, answers)
+        _Known(one.question, one.answers, text)
+        for one, text in zip(asked, texts, strict=True)
+        if holds_answer(text, one.answers)
     ]
     if not known:
         raise ConfigError(
@@ -130,10 +121,7 @@ def _wrong(
     for one, passage, some, (vector, each), asked in zip(known, drawn, spans, vectors, questions, strict=True):
         item = RerankItem(passage.title, passage.text, some, vector, each)
         [score] = models.reranker.score(one.question, [item], asked)
-        hit = Hit(
-            passage.passage_id, passage.title, passage.text, "", "", TABLE_BATCH, 0.0, score.score, some,
-            score.segment_scores, score.word_scores,
-        )  # fmt: skip
+        hit = scored_hit(passage.passage_id, item, score, TABLE_BATCH)
         bank.read([hit])
         chosen.append(always.weigh([hit]))
     return chosen
@@ -141,7 +129,7 @@ def _wrong(
 
 def _other(passages: Sequence[Passage], answers: Sequence[str]) -> Passage:
     """The first that holds none of the answers."""
-    return next((p for p in passages if not _holds(f"{p.title} {p.text}", answers)), passages[0])
+    return next((p for p in passages if not holds_answer(f"{p.title} {p.text}", answers)), passages[0])
 
 
 def _served(reader: Reader, bank: GeneratedExperts, known: Sequence[_Known]) -> list[list[MountedExpert]]:
@@ -154,12 +142,6 @@ def _served(reader: Reader, bank: GeneratedExperts, known: Sequence[_Known]) -> 
 
 
 def _compared(known: Sequence[_Known], texts: Sequence[str], seed: int) -> dict[str, object]:
-    kept = [float(_holds(text, one.answers)) for text, one in zip(texts, known, strict=True)]
+    kept = [float(holds_answer(text, one.answers)) for text, one in zip(texts, known, strict=True)]
     same = [float(normalise(text) == normalise(one.answer)) for text, one in zip(texts, known, strict=True)]
     return share("kept", kept, seed) | share("same", same, seed)
-
-
-def _holds(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text has one of the answers in it, as whole words."""
-    words = f" {normalise(text)} "
-    return any(f" {found} " in words for answer in answers if (found := normalise(answer)))

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from knowstore._answering import prompt_of
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.baselines import (
-    Asked,
     Edited,
+    EditProbe,
+    EditQuestion,
     EditRow,
     Method,
-    Probe,
     Resources,
     draw_edits,
     load_edits,
@@ -27,11 +28,12 @@ from knowstore.baselines import (
     usable_methods,
 )
 from knowstore.bench.memory import PeakMemory
+from knowstore.bench.scoring import scored, share
 from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import bootstrap_interval, exact_match, normalise, token_f1
+from knowstore.evaluation import normalise
 from knowstore.models.files import default_cache_dir
-from knowstore.prompts import passages_prompt, question_prompt
+from knowstore.records import Passage
 
 Setting = Literal["single", "sequential"]
 OnFound = Callable[[dict[str, object]], None]
@@ -43,7 +45,7 @@ _BATCH = 16
 class _Case:
     """A probe of the row that is the `row`-th of its data; `edits` are places among all edits that are taught."""
 
-    probe: Probe
+    probe: EditProbe
     row: int
     edits: tuple[int, ...]
 
@@ -214,14 +216,12 @@ class _Bench:
     def _ask(
         self, rows: Sequence[EditRow], cases: Sequence[_Case], edited: Edited, cost: _Cost, *, is_rag: bool
     ) -> list[_Answered]:
-        from knowstore.experts import Prompt, generate
+        from knowstore.experts import generate
 
         started = time.perf_counter()
-        asked = [Asked(case.probe.question, case.edits) for case in cases]
+        asked = [EditQuestion(case.probe.question, case.edits) for case in cases]
         experts = edited.experts(asked) if edited.experts is not None else None
-        prompts = [
-            Prompt(_passages(rows, case) if is_rag else "", question_prompt(case.probe.question)) for case in cases
-        ]
+        prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
         generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)
         cost.answer_s[is_rag] += time.perf_counter() - started
         return [_Answered(case, one.text, is_rag) for case, one in zip(cases, generated, strict=True)]
@@ -231,14 +231,9 @@ class _Bench:
         for kind in dict.fromkeys(one.case.probe.kind for one in answered):
             some = [one for one in answered if one.case.probe.kind == kind]
             shared: dict[str, object] = {"data": data, "method": method, "setting": self.setting, "kind": kind}
-            em = [exact_match(one.text, one.case.probe.answers) for one in some]
-            f1 = [token_f1(one.text, one.case.probe.answers) for one in some]
+            scores = scored([one.text for one in some], [one.case.probe.answers for one in some], self.seed)
             same = [float(self._is_unchanged(data, one)) for one in some]
-            scores: dict[str, object] = {"n": len(some)}
-            for name, values in (("em", em), ("f1", f1), ("unchanged", same)):
-                scores[name] = sum(values) / len(values)
-                scores[f"{name}_ci"] = bootstrap_interval(values, seed=self.seed)
-            self.rows.append(shared | scores)
+            self.rows.append(shared | scores | share("unchanged", same, self.seed))
             self.answers += [
                 shared
                 | {"question": one.case.probe.question, "accepted": list(one.case.probe.answers), "answer": one.text}
@@ -264,6 +259,5 @@ def _cases(rows: Sequence[EditRow], group: Sequence[int]) -> list[_Case]:
     return out
 
 
-def _passages(rows: Sequence[EditRow], case: _Case) -> str:
-    passages = [rows[case.row].edits[edit].passage for edit in case.probe.edits]
-    return passages_prompt([(passage.title, passage.text) for passage in passages])
+def _passages(rows: Sequence[EditRow], case: _Case) -> list[Passage]:
+    return [rows[case.row].edits[edit].passage for edit in case.probe.edits]

@@ -49,10 +49,7 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(1, len(files), position + 1)
         some = [row for row in rows if row["data"] == name]
         em = [100 * row["em"] for row in some]
-        errors = [
-            [max(0.0, 100 * (row["em"] - row["em_ci"][0])) for row in some],
-            [max(0.0, 100 * (row["em_ci"][1] - row["em"])) for row in some],
-        ]
+        errors = _percent_spread(some, "em")
         colours = [_COLOURS[row["control"]] for row in some]
         axes.barh(range(len(some)), em, xerr=errors, color=colours, error_kw={"elinewidth": 1, "ecolor": "#333333"})
         axes.set_yticks(range(len(some)), [f"{row['method']}: {row['control']}" for row in some])
@@ -83,9 +80,8 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if some[0]["k"] == 0:
             axes.axhline(em[0], linestyle=":", color=_COLOURS["none" if method == "base" else "static"], label=method)
             continue
-        below = [max(0.0, value - 100 * row["em_ci"][0]) for value, row in zip(em, some, strict=True)]
-        above = [max(0.0, 100 * row["em_ci"][1] - value) for value, row in zip(em, some, strict=True)]
-        axes.errorbar([row["k"] for row in some], em, yerr=[below, above], marker="o", capsize=3, label=method)
+        errors = _percent_spread(some, "em")
+        axes.errorbar([row["k"] for row in some], em, yerr=errors, marker="o", capsize=3, label=method)
     axes.set_xlabel("passages mounted or read")
     axes.set_ylabel("exact answers in %, with 95 % intervals")
     axes.set_ylim(bottom=0)
@@ -126,7 +122,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         some = [row for row in rows if row["kind"] == kind]
         score = "unchanged" if kind == "neighbourhood" else "em"
         values = [100 * row[score] for row in some]
-        bounds = [[100 * abs(row[f"{score}_ci"][side] - row[score]) for row in some] for side in (0, 1)]
+        bounds = _percent_spread(some, score)
         places = [methods.index(row["method"]) + height * (position - (len(kinds) - 1) / 2) for row in some]
         label = f"{kind}, unchanged" if score == "unchanged" else f"{kind}, exact"
         axes.barh(
@@ -209,6 +205,12 @@ def _spread(values: Sequence[float], limits: Sequence[tuple[float, float]]) -> l
         [max(0.0, value - low) for value, (low, _) in zip(values, limits, strict=True)],
         [max(0.0, high - value) for value, (_, high) in zip(values, limits, strict=True)],
     ]
+
+
+def _percent_spread(rows: Sequence[Mapping[str, Any]], score: str) -> list[list[float]]:
+    """How far the interval of a score is below and above it, in percent."""
+    limits = [(100 * row[f"{score}_ci"][0], 100 * row[f"{score}_ci"][1]) for row in rows]
+    return _spread([100 * row[score] for row in rows], limits)
 
 
 def plot_training(log: Path, path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,60 +16,80 @@ import numpy as np
 from knowstore.bank import EncodedExpert, ExpertBank, StoredExpert
 from knowstore.evaluation import median_ratio
 
-N_TOGETHER = 5
-"""How many experts one read asks for."""
-
+_N_TOGETHER = 5  # experts that one read asks for
 _N_READS = 60
 _CACHE_BYTES = 1 << 30
 _BATCH = 1
+_CAN_FORGET = hasattr(os, "posix_fadvise")
 
 
 def measure_reads(
     experts: Sequence[EncodedExpert], sizes: Sequence[int], *, seed: int = 0
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Fill a bank of each size with real experts, their numbers moved about under new ids, and read five at a time.
+    """Fill a bank of each size with real experts, their numbers moved about under new ids, and read five at a time,
+    from every bank in turn.
 
     Args:
         experts: what is copied; all of one fingerprint and codec.
-        sizes: numbers of experts, each of a bank in a temporary folder.
+        sizes: numbers of experts, each of a bank in a temporary folder; all are there at once.
 
     Returns: rows of {experts, place, n, p50_s, p99_s, size_bytes}, `place` being `disk` (nothing of the bank in memory;
         where the system can be told to forget files), `system` (files in the system's cache) or `memory` (decoded); and
         ratios of the largest bank to the smallest at each place.
     """
-    taken = {size: _read_bank(experts, size, seed) for size in sizes}
+    with ExitStack() as folders:
+        banks = [_filled(experts, size, folders) for size in sorted(set(sizes))]
+        taken = _read_in_turn(banks, seed)
     rows: list[dict[str, object]] = []
-    for size, (size_bytes, by_place) in taken.items():
-        for place, seconds in by_place.items():
+    for bank in banks:
+        for place, seconds in taken[bank.size].items():
             p50, p99 = (float(np.percentile(seconds, share)) for share in (50, 99))
-            rows.append({"experts": size, "place": place, "n": len(seconds), "p50_s": p50, "p99_s": p99,
-                         "size_bytes": size_bytes})  # fmt: skip
+            rows.append({"experts": bank.size, "place": place, "n": len(seconds), "p50_s": p50, "p99_s": p99,
+                         "size_bytes": bank.size_bytes})  # fmt: skip
     small, large = min(sizes), max(sizes)
     ratios: list[dict[str, object]] = []
-    for place in taken[small][1] if large > small else ():
-        ratio, low, high = median_ratio(taken[large][1][place], taken[small][1][place], seed=seed)
+    for place in taken[small] if large > small else ():
+        ratio, low, high = median_ratio(taken[large][place], taken[small][place], seed=seed)
         ratios.append({"name": f"read_{place}_{large}_over_{small}", "ratio": ratio, "low": low, "high": high})
     return rows, ratios
 
 
-def _read_bank(experts: Sequence[EncodedExpert], size: int, seed: int) -> tuple[int, dict[str, list[float]]]:
-    with TemporaryDirectory(prefix="knowstore-reads-", ignore_cleanup_errors=True) as folder:
-        bank = ExpertBank.open(folder, fingerprint=experts[0].fingerprint, create=True, cache_bytes=_CACHE_BYTES)
-        bank.add(_copies(experts, size), experts[0].codec, _BATCH)
-        bank.optimize()
-        drawn = random.Random(seed)
-        seconds: dict[str, list[float]] = {"disk": [], "system": [], "memory": []}
-        for _ in range(_N_READS):
-            ids = [_id(number) for number in drawn.sample(range(size), min(N_TOGETHER, size))]
-            for place in seconds:
+@dataclass(frozen=True)
+class _FilledBank:
+    bank: ExpertBank
+    folder: Path
+    size: int
+    size_bytes: int
+
+
+def _filled(experts: Sequence[EncodedExpert], size: int, folders: ExitStack) -> _FilledBank:
+    """A bank of copies, all of it written to disk, in a folder that goes away with `folders`."""
+    folder = folders.enter_context(TemporaryDirectory(prefix="knowstore-reads-", ignore_cleanup_errors=True))
+    bank = ExpertBank.open(folder, fingerprint=experts[0].fingerprint, create=True, cache_bytes=_CACHE_BYTES)
+    bank.add(_copies(experts, size), experts[0].codec, _BATCH)
+    bank.optimize()
+    if _CAN_FORGET:
+        for descriptor in _opened(Path(folder)):
+            os.fsync(descriptor)  # what is not written yet is not forgotten
+    return _FilledBank(bank, Path(folder), size, bank.size_bytes())
+
+
+def _read_in_turn(banks: Sequence[_FilledBank], seed: int) -> dict[int, dict[str, list[float]]]:
+    """Seconds of reads by size and place; round n reads every bank, so that the n-th figures belong together."""
+    drawn = random.Random(seed)
+    taken: dict[int, dict[str, list[float]]] = {one.size: {} for one in banks}
+    for _ in range(_N_READS):
+        for one in drawn.sample(banks, len(banks)):
+            ids = [_id(number) for number in drawn.sample(range(one.size), min(_N_TOGETHER, one.size))]
+            for place in ("disk", "system", "memory"):
                 if place != "memory":
-                    bank.forget()
-                if place == "disk" and not _drop_from_system(Path(folder)):
+                    one.bank.forget()
+                if place == "disk" and not _drop_from_system(one.folder):
                     continue
                 started = time.perf_counter()
-                bank.get(ids)
-                seconds[place].append(time.perf_counter() - started)
-        return bank.size_bytes(), {place: some for place, some in seconds.items() if some}
+                one.bank.get(ids)
+                taken[one.size].setdefault(place, []).append(time.perf_counter() - started)
+    return taken
 
 
 def _copies(experts: Sequence[EncodedExpert], size: int) -> Iterator[StoredExpert]:
@@ -86,14 +107,16 @@ def _id(number: int) -> str:
 
 def _drop_from_system(folder: Path) -> bool:
     """Have the system forget what it holds of the files in a folder; whether it can be told to."""
-    if not hasattr(os, "posix_fadvise"):
+    if not _CAN_FORGET:
         return False
+    for descriptor in _opened(folder):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def _opened(folder: Path) -> Iterator[int]:
+    """A descriptor of each file in a folder, closed again when the next one comes."""
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # what is not written yet is not forgotten
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-    return True
+            with path.open("rb") as file:
+                yield file.fileno()

@@ -10,15 +10,16 @@ from tempfile import TemporaryDirectory
 
 from knowstore._loaded import OnProgress
 from knowstore.bench.answering import measure_answers
-from knowstore.bench.codecs import CODECS, codec_sizes, encoded_experts
+from knowstore.bench.codecs import codec_sizes
 from knowstore.bench.injection import measure_ingest
+from knowstore.bench.made import MadeExperts
 from knowstore.bench.reads import measure_reads
 from knowstore.bench.startup import measure_startup
 from knowstore.config import BankConfig, Codec, GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
-from knowstore.training import read_rows
+from knowstore.training import read_passages
 
 _LEAST = 24
 _N_ENCODED = 32  # passages whose experts are measured in every codec
@@ -32,11 +33,11 @@ class SpeedConfig:
     experts, none if it is empty; experts kept by `codec`.
     """
 
-    n_passages: int = 256
-    ks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    rounds: int = 10
+    n_passages: int = 128
+    ks: tuple[int, ...] = (1, 4, 8)
+    rounds: int = 5
     n_tokens: int = 16
-    sizes: tuple[int, ...] = (1_000, 10_000)
+    sizes: tuple[int, ...] = (1_000,)
     codec: Codec = BankConfig.codec
     seed: int = 0
 
@@ -63,38 +64,51 @@ def run_speed(
 
     Raises:
         TrainingError: the corpus cannot be read.
-        ConfigError: it has too few passages.
+        ConfigError: it has too few passages, or fewer than one of `ks`.
     """
     import torch
 
     started = time.perf_counter()
     config = config or SpeedConfig()
     passages = _passages(corpus, config.n_passages)
-    with TemporaryDirectory(prefix="knowstore-speed-", ignore_cleanup_errors=True) as folder:
-        with KnowledgeStore.open(
-            folder, models=models or ModelConfig(), bank=BankConfig(codec=config.codec),
-            retrieval=RetrievalConfig(null_threshold=None), cache_dir=cache_dir,
-            generation=GenerationConfig(max_tokens=config.n_tokens, min_tokens=config.n_tokens),
-        ) as store:  # fmt: skip
-            store.models.check_trained()
-            ingest, ratios = measure_ingest(store, passages, seed=config.seed, on_progress=on_progress)
-            questions = [_question(passage) for passage in passages]
-            answers, answer_ratios = measure_answers(
-                store, questions, config.ks, rounds=config.rounds, seed=config.seed, on_progress=on_progress
-            )
-            experts = {codec: encoded_experts(store.models, passages[:_N_ENCODED], codec) for codec in CODECS}
-            device = store.models.device
+    most = max(config.ks, default=0)
+    if most > len(passages):
+        raise ConfigError(
+            f"answers with {most} passages cannot be measured with {len(passages)} passages of {corpus}",
+            kept="nothing was measured",
+            fix="use smaller numbers of passages behind an answer, or ingest more passages",
+        )
+    retrieval = RetrievalConfig(
+        n_candidates=max(most, RetrievalConfig.n_candidates), top_k=most, null_threshold=None, twin_overlap=None
+    )
+    with (
+        TemporaryDirectory(prefix="knowstore-speed-", ignore_cleanup_errors=True) as folder,
+        KnowledgeStore.open(
+            folder, models=models or ModelConfig(), bank=BankConfig(codec=config.codec), retrieval=retrieval,
+            generation=GenerationConfig(max_tokens=config.n_tokens, min_tokens=config.n_tokens), cache_dir=cache_dir,
+        ) as store,
+    ):  # fmt: skip
+        store.models.check_trained()
+        ingest, ratios = measure_ingest(store, passages, seed=config.seed, on_progress=on_progress)
+        questions = [_question(passage) for passage in passages]
         startup = measure_startup(command, Path(folder), questions[0]) if command else {}
+        reader = store._reader()
+        assert reader is not None  # there are passages
+        answers, answer_ratios = measure_answers(
+            reader, questions, config.ks, rounds=config.rounds, seed=config.seed, on_progress=on_progress
+        )
+        made = MadeExperts.make(store.models, passages[:_N_ENCODED])
+        device = store.models.device
     reads: list[dict[str, object]] = []
     read_ratios: list[dict[str, object]] = []
     if config.sizes:
-        reads, read_ratios = measure_reads(experts[config.codec], config.sizes, seed=config.seed)
+        reads, read_ratios = measure_reads(made.encoded(config.codec), config.sizes, seed=config.seed)
     return {
         "ratios": answer_ratios + ratios + read_ratios,
         "answers": answers,
         "ingest": ingest,
         "reads": reads,
-        "codecs": codec_sizes(experts),
+        "codecs": codec_sizes(made),
         "startup": startup,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -104,12 +118,9 @@ def run_speed(
 
 def _passages(path: Path, n: int) -> list[Passage]:
     """The first n different passages of a file."""
-    rows = (row for row in read_rows(path) if all(isinstance(row.get(name), str) for name in ("text", "title")))
     found: dict[str, Passage] = {}
-    for row in rows:
-        passage = Passage(row["text"], row["title"])
-        if passage.text.strip():
-            found.setdefault(passage.passage_id, passage)
+    for passage in read_passages(path):
+        found.setdefault(passage.passage_id, passage)
         if len(found) == n:
             break
     if len(found) < _LEAST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ _HELPS = 3
 
 def measure_startup(command: Sequence[str], store: Path, question: str) -> dict[str, float]:
     """Start the command anew several times; medians in seconds of wall time.
+
+    Settings of the caller's environment (`KNOWSTORE_STORE` and the like) are kept from it: the store is asked as it is.
 
     Args:
         command: what starts `knowstore`, as arguments of a process.
@@ -33,7 +36,10 @@ def measure_startup(command: Sequence[str], store: Path, question: str) -> dict[
 
 def _seconds(command: Sequence[str]) -> float:
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KNOWSTORE_")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environment
+    )
     seconds = time.perf_counter() - started
     if done.returncode != 0:
         raise ConfigError(

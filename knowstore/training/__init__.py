@@ -1,6 +1,6 @@
 """Training of hypernetworks by meta-learning (Eq. 5), and of the joint reranker by contrast (Eq. 8)."""
 
-from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_rows
+from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_passages, read_rows
 from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_hypernetwork
 from knowstore.training.reranker import (
     Judged,
@@ -28,6 +28,7 @@ __all__ = [
     "judge",
     "load_questions",
     "mine",
+    "read_passages",
     "read_rows",
     "train_hypernetwork",
     "train_reranker",

@@ -12,6 +12,7 @@ from typing import Any
 
 from knowstore.errors import TrainingError
 from knowstore.experts.hypernetwork import PassageInput
+from knowstore.records import Passage
 
 Spans = Callable[[str], list[tuple[int, int]]]
 
@@ -53,6 +54,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             kept="nothing was trained",
             fix="give a .jsonl or .jsonl.gz file",
         ) from error
+
+
+def read_passages(path: Path) -> Iterator[Passage]:
+    """The passages of a file of rows {title, text}, of which the title may be missing; other rows are left out.
+
+    Raises:
+        TrainingError: as for `read_rows`.
+    """
+    for row in read_rows(path):
+        text, title = row.get("text"), row.get("title") or ""
+        if isinstance(text, str) and isinstance(title, str) and text.strip():
+            yield Passage(text, title)
 
 
 def load_questions(paths: Iterable[Path], spans: Spans, *, max_answer_words: int = 12) -> TrainingData:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from knowstore.bench import EditsConfig, run_edits
+from knowstore.bench import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.edits import Fact, make_steps, read_facts, with_filling
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
@@ -67,6 +67,16 @@ def test_the_same_seed_makes_the_same_sequence_and_too_few_passages_are_refused(
         EditsConfig(updates=0.7, contradictions=0.5)
 
 
+def test_questions_that_no_batch_is_about_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "unrelated.jsonl"
+    rows: list[object] = [{"question": "Who?"}, {"question": "Who?", "answers": "me"}, {"answers": ["me"]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(ConfigError, match=r"unrelated\.jsonl has no questions"):
+        read_unrelated(file, 2)
+    file.write_text("".join(json.dumps({"prompt": f"Who {n}?", "answers": ["me"]}) + "\n" for n in range(3)), "utf-8")
+    assert read_unrelated(file, 2) == [Probe(f"Who {n}?", ("me",), "locality") for n in range(2)]
+
+
 def test_a_run_that_was_cut_short_goes_on_and_ends_as_one_that_was_not(
     tiny_models: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,5 +111,11 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_as_one_that_was_not(
             run_edits([file], tmp_path / "cut", **how)
     monkeypatch.undo()
     again: Any = run_edits([file], tmp_path / "cut", **how)
+    for other, match in (
+        (how | {"config": replace(config, sample=3)}, "sample is 2, not 3\n"),
+        (how | {"unrelated": ()}, "its files held something else"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            run_edits([file], tmp_path / "cut", **other)
     for name in ("matrix", "matrix_f1", "batches", "average", "residue", "contradictions", "passages"):
         assert again[name] == whole[name]

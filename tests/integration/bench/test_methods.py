@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from knowstore.baselines import usable_methods
+from knowstore._loaded import LoadedModels
+from knowstore.baselines import Edit, EditQuestion, usable_methods
+from knowstore.baselines.mounted import MountedExperts
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
+from knowstore.records import Passage
 
 
 def _write(file: Path, rows: list[dict[str, object]]) -> Path:
@@ -66,9 +69,25 @@ def test_every_method_answers_every_probe(
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny_models: ModelConfig) -> None:
+    models = LoadedModels(tiny_models)
+    texts = ["Rome lies on the river Tiber in Italy.", "Rome lies on the river Arno in Italy."]
+    edits = [Edit(Passage(text, "Rome"), ()) for text in (*texts, texts[0])]
+    question = EditQuestion("Where does Rome lie?", (0, 1))
+    vector = models.retriever.encode_questions([question.question])[0]
+    chosen = {}
+    for finds in (True, False):
+        method = MountedExperts(models, finds_passages=finds)
+        taught = [method._teach(models.llm, edit) for edit in edits]
+        chosen[finds] = [one.text for one in method._chosen(taught, question, vector)]
+    assert chosen[True] == [texts[0]]
+    assert sorted(chosen[False]) == sorted(texts)
+
+
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="MEMIT needs a corpus"):
+    with pytest.raises(ConfigError, match="MEMIT needs a corpus") as caught:
         run_methods([edits], methods=["memit"], models=tiny_models, cache_dir=tmp_path)
+    assert caught.value.fix.endswith("with --corpus")
 
 
 def test_a_method_that_is_not_there_is_named(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knowstore.baselines import Edit, Fact
+from knowstore.baselines import Edit, TaughtFact
 from knowstore.records import Passage
 
 USUAL = (
@@ -17,8 +17,8 @@ USUAL = (
 @pytest.fixture(scope="session")
 def edits() -> tuple[Edit, Edit]:
     return (
-        Edit(Passage("Rome lies on the sea.", "Rome"), (Fact("Where does Rome lie?", "Rome", "on the sea"),)),
-        Edit(Passage("Lyon was founded by Romulus.", "Lyon"), (Fact("Who founded Lyon?", "Lyon", "Romulus"),)),
+        Edit(Passage("Rome lies on the sea.", "Rome"), (TaughtFact("Where does Rome lie?", "Rome", "on the sea"),)),
+        Edit(Passage("Lyon was founded by Romulus.", "Lyon"), (TaughtFact("Who founded Lyon?", "Lyon", "Romulus"),)),
     )
 
 

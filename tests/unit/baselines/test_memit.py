@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knowstore.baselines import Edit, Fact
+from knowstore.baselines import Edit, TaughtFact
 from knowstore.baselines.memit import Memit, MemitSettings, outputs_at_subjects, update_factor
 from knowstore.baselines.sequences import essence_row, fact_sequence, logits_of, writing_loss
 from knowstore.baselines.statistics import CorpusSample, key_moments
@@ -63,7 +63,7 @@ def test_statistics_are_read_from_the_cache_and_made_again_when_damaged(
 
 
 def test_the_subject_is_found_at_its_last_token(tiny_llm: FrozenLLM) -> None:
-    fact = Fact("Where does the river Rhône end?", "Rhône", "in the sea")
+    fact = TaughtFact("Where does the river Rhône end?", "Rhône", "in the sea")
     row = fact_sequence(tiny_llm, fact, before="Rome.\n")
     until = tiny_llm.tokenizer.decode(row.ids[: row.subject + 1])
     assert until == "Rome.\nQuestion: Where does the river Rhône"

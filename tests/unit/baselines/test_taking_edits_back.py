@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from knowstore.baselines import Edit, Fact, Method
+from knowstore.baselines import Edit, Method, TaughtFact
 from knowstore.baselines.lora import Lora, LoraSettings
 from knowstore.baselines.memit import Memit, MemitSettings
 from knowstore.baselines.prompted import Unedited
@@ -92,6 +92,6 @@ def test_an_edit_without_facts_changes_nothing_by_memit(tiny_llm: FrozenLLM, usu
     memit = METHODS["memit"](usual_texts)
     memit.prepare(tiny_llm)
     logits = _logits(tiny_llm)
-    with memit.edit(tiny_llm, [Edit(Passage("Rome."), tuple[Fact, ...]())]) as edited:
+    with memit.edit(tiny_llm, [Edit(Passage("Rome."), tuple[TaughtFact, ...]())]) as edited:
         assert torch.equal(_logits(tiny_llm), logits)
     assert edited.kept_bytes == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knowstore.baselines import Edit, EditRow, Probe
+from knowstore.baselines import Edit, EditProbe, EditRow
 from knowstore.baselines.editor import EditorShape, GradientEditor
 from knowstore.baselines.gradients import GradientFactors, changed_by, gradient_factors
 from knowstore.baselines.malmen import least_squares, normal_equation
@@ -30,9 +30,9 @@ def rows(edits: tuple[Edit, Edit]) -> tuple[EditRow, ...]:
             str(number),
             (edit,),
             (
-                Probe("efficacy", edit.facts[0].question, (edit.facts[0].target,)),
-                Probe("paraphrase", f"Say: {edit.facts[0].question}", (edit.facts[0].target,)),
-                Probe("neighbourhood", "Who was the first king of Rome?", ("Romulus",)),
+                EditProbe("efficacy", edit.facts[0].question, (edit.facts[0].target,)),
+                EditProbe("paraphrase", f"Say: {edit.facts[0].question}", (edit.facts[0].target,)),
+                EditProbe("neighbourhood", "Who was the first king of Rome?", ("Romulus",)),
             ),
         )
         for number, edit in enumerate(edits)

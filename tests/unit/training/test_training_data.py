@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from knowstore.errors import TrainingError
-from knowstore.training import load_questions, read_rows
+from knowstore.records import Passage
+from knowstore.training import load_questions, read_passages, read_rows
 
 ROW = {
     "question": "Who founded it?",
@@ -39,6 +40,11 @@ def test_questions_share_their_passage_and_know_its_sentence(name: str, tmp_path
         ("Who founded it?", ("Romulus", "he"), 0, 1),
         ("What is old?", ("Rome",), 0, 0),
     ]
+
+
+def test_passages_may_lack_a_title_and_other_rows_are_left_out(tmp_path: Path) -> None:
+    rows = [{"title": "Rome", "text": "A."}, {"text": "B."}, {"title": 3, "text": "C."}, {"text": " "}, {"id": 1}]
+    assert list(read_passages(write(tmp_path / "corpus.jsonl", *rows))) == [Passage("A.", "Rome"), Passage("B.")]
 
 
 def test_rows_that_teach_nothing_are_left_out(tmp_path: Path) -> None:
