@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 from knowstore._answering import combine_weighed, prompt_of, scored_hit, weigh
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bench.made import MadeExperts
-from knowstore.bench.scoring import scored
+from knowstore.bench.scoring import scored, share
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
+from knowstore.prompts import answer_target
 from knowstore.records import Hit, MountedExpert, Passage
 from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
 from knowstore.training import read_rows
 
 if TYPE_CHECKING:
-    from knowstore.experts import Experts
+    from knowstore.experts import Experts, Prompt
 
 _BATCH = 20
 
@@ -72,8 +73,9 @@ def run_controls(
         is_counterfactual: take rows with a `counterfactual_text`, give that as the passage, and accept the
             `counterfactual_answer` alone: does the answer follow a passage that contradicts the model?
 
-    Returns: `rows` of {data, method, control, n, em, em_ci, f1, f1_ci}, scores from 0 to 1 with bootstrap 95 %
-        intervals, and `seconds`.
+    Returns: `rows` of {data, method, control, n, em, em_ci, f1, f1_ci, forced, forced_ci}, scores from 0 to 1 with
+        bootstrap 95 % intervals, and `seconds`. `em` and `f1` are of what the model writes alone, `forced` is the
+        teacher-forced score of the first accepted answer (`experts.forced_scores`).
 
     Raises:
         TrainingError: a file that cannot be read.
@@ -181,7 +183,8 @@ class ControlBench:
                 self.on_progress(f"{self.name}: {method}, {control}", step, len(runs))
             if indices:
                 texts = self.answers(method, indices, passages, is_static)
-                out.append(self._scored(method, control, indices, texts))
+                forced = self._forced(method, indices, passages, is_static)
+                out.append(self._scored(method, control, indices, texts, forced))
         return out
 
     def answers(
@@ -190,24 +193,43 @@ class ControlBench:
         """What the model says to the questions `indices`, by a method of `rows`, with these passages or none."""
         from knowstore.experts import generate
 
-        llm, network = self.models.llm, self.models.hypernetwork
+        llm, layer = self.models.llm, self.models.hypernetwork.config.layer
         texts: list[str] = []
+        for _, prompts, experts in self._asked(method, indices, passages, is_static):
+            texts += [one.text for one in generate(llm, prompts, experts, layer, self.generation)]
+        return texts
+
+    def _forced(
+        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
+    ) -> list[float]:
+        """The teacher-forced scores of the first accepted answers, asked as in `answers`."""
+        from knowstore.experts import forced_scores
+
+        llm, layer = self.models.llm, self.models.hypernetwork.config.layer
+        scores: list[float] = []
+        for part, prompts, experts in self._asked(method, indices, passages, is_static):
+            targets = [answer_target(self.cases[index].answers[0]) for index in part]
+            scores += forced_scores(llm, prompts, targets, experts, layer, where=self.generation.where)
+        return scores
+
+    def _asked(
+        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
+    ) -> Iterator[tuple[list[int], list[Prompt], Experts | None]]:
+        """Batches of the questions `indices`, each with its prompts and what is mounted."""
+        network = self.models.hypernetwork
         for first in range(0, len(indices), _BATCH):
             part = indices[first : first + _BATCH]
             chosen = None if passages is None else passages[first : first + _BATCH]
             experts: Experts | None = None
             read: list[list[Passage]] = [[] for _ in part]
             if is_static and network.static is not None:
-                experts = network.static_experts(llm)
+                experts = network.static_experts(self.models.llm)
             elif chosen is not None:
                 given = [index for index in chosen if index is not None]
                 if method.startswith(("rag", "hybrid")):
                     read = [[self.cases[index].passage] for index in given]
                 experts = self._experts(part, given, method)
-            prompts = [prompt_of(self.cases[i].question, some) for i, some in zip(part, read, strict=True)]
-            generated = generate(llm, prompts, experts, network.config.layer, self.generation)
-            texts += [one.text for one in generated]
-        return texts
+            yield part, [prompt_of(self.cases[i].question, some) for i, some in zip(part, read, strict=True)], experts
 
     def _experts(self, questions: list[int], passages: list[int], method: str) -> Experts | None:
         tuned = self.models.reader
@@ -245,9 +267,12 @@ class ControlBench:
             self.hits[question, passage] = scored_hit(case.passage.passage_id, item, score)
         return self.hits[question, passage]
 
-    def _scored(self, method: str, control: str, indices: list[int], texts: list[str]) -> dict[str, object]:
+    def _scored(
+        self, method: str, control: str, indices: list[int], texts: list[str], forced: list[float]
+    ) -> dict[str, object]:
         accepted = [self.cases[i].answers for i in indices]
-        return {"data": self.name, "method": method, "control": control, **scored(texts, accepted, self.seed)}
+        scores = scored(texts, accepted, self.seed) | share("forced", forced, self.seed)
+        return {"data": self.name, "method": method, "control": control, **scores}
 
 
 def _others(cases: Sequence[Case]) -> list[int]:

@@ -33,6 +33,7 @@ from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import normalise
 from knowstore.models.files import default_cache_dir
+from knowstore.prompts import answer_target
 from knowstore.records import Passage
 
 Setting = Literal["single", "sequential"]
@@ -54,6 +55,7 @@ class _Case:
 class _Answered:
     case: _Case
     text: str
+    forced: float
     is_rag: bool
 
 
@@ -94,11 +96,12 @@ def run_methods(
         on_found: called with what was found so far each time that a method is done with a file.
         cache_dir: where prepared statistics are kept; None is the user's cache.
 
-    Returns: `rows` of {data, method, setting, kind, n, em, em_ci, f1, f1_ci, unchanged, unchanged_ci}, scores from 0 to
-        1 with bootstrap 95 % intervals, a method with the passage in the prompt being `METHOD + rag`, and `unchanged`
-        the share of answers that are those of the untouched model; `costs` of {data, method, setting, passages,
-        prepare_s, injection_s_per_passage, answer_s, answer_s_rag, peak_bytes, kept_bytes_per_passage}, `answer_s` a
-        question; `answers` of {data, method, setting, kind, question, accepted, answer}; and `seconds`.
+    Returns: `rows` of {data, method, setting, kind, n, em, em_ci, f1, f1_ci, forced, forced_ci, unchanged,
+        unchanged_ci}, scores from 0 to 1 with bootstrap 95 % intervals, a method with the passage in the prompt being
+        `METHOD + rag`, `forced` the teacher-forced score of the first accepted answer (`experts.forced_scores`), and
+        `unchanged` the share of answers that are those of the untouched model; `costs` of {data, method, setting,
+        passages, prepare_s, injection_s_per_passage, answer_s, answer_s_rag, peak_bytes, kept_bytes_per_passage},
+        `answer_s` a question; `answers` of {data, method, setting, kind, question, accepted, answer}; and `seconds`.
 
     Raises:
         TrainingError: a file that cannot be read.
@@ -216,7 +219,7 @@ class _Bench:
     def _ask(
         self, rows: Sequence[EditRow], cases: Sequence[_Case], edited: Edited, cost: _Cost, *, is_rag: bool
     ) -> list[_Answered]:
-        from knowstore.experts import generate
+        from knowstore.experts import forced_scores, generate
 
         started = time.perf_counter()
         asked = [EditQuestion(case.probe.question, case.edits) for case in cases]
@@ -224,7 +227,11 @@ class _Bench:
         prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
         generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)
         cost.answer_s[is_rag] += time.perf_counter() - started
-        return [_Answered(case, one.text, is_rag) for case, one in zip(cases, generated, strict=True)]
+        targets = [answer_target(case.probe.answers[0]) for case in cases]
+        forced = forced_scores(self.models.llm, prompts, targets, experts, edited.layer, where=self.generation.where)
+        return [
+            _Answered(case, one.text, score, is_rag) for case, one, score in zip(cases, generated, forced, strict=True)
+        ]
 
     def _note(self, data: str, method: str, answered: Sequence[_Answered]) -> None:
         """Scores of each kind of probe, and the answers themselves."""
@@ -233,7 +240,8 @@ class _Bench:
             shared: dict[str, object] = {"data": data, "method": method, "setting": self.setting, "kind": kind}
             scores = scored([one.text for one in some], [one.case.probe.answers for one in some], self.seed)
             same = [float(self._is_unchanged(data, one)) for one in some]
-            self.rows.append(shared | scores | share("unchanged", same, self.seed))
+            forced = share("forced", [one.forced for one in some], self.seed)
+            self.rows.append(shared | scores | forced | share("unchanged", same, self.seed))
             self.answers += [
                 shared
                 | {"question": one.case.probe.question, "accepted": list(one.case.probe.answers), "answer": one.text}

@@ -7,21 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from knowstore._loaded import LoadedModels
 from knowstore.bench import can_plot, plot_controls, plot_training, run_controls
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
+from knowstore.experts import Prompt, forced_scores
+from knowstore.prompts import passages_prompt, question_prompt
+
+NAMES = ("Rome", "Lyon", "Ostia")
+
+
+def text_of(number: int) -> str:
+    return f"{NAMES[number]} is a town. It lies at place {number}."
 
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    names = ("Rome", "Lyon", "Ostia")
     rows = [
         {
             "question": f"Where does {name} lie?",
             "answers": [f"place {number}"],
-            "passage": {"title": name, "text": f"{name} is a town. It lies at place {number}."},
+            "passage": {"title": name, "text": text_of(number)},
         }
-        for number, name in enumerate(names)
+        for number, name in enumerate(NAMES)
     ]
     file = tmp_path / "qa.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -38,6 +46,13 @@ def test_every_method_is_scored_under_its_controls(tiny_models: ModelConfig, que
         *((method, control) for method in methods for control in ("shuffled", "gold")),
     ]  # fmt: skip
     assert all(row["n"] == 3 and row["em_ci"][0] <= row["em"] <= row["em_ci"][1] for row in rows)
+    loaded = LoadedModels(tiny_models)
+    alone = [Prompt("", question_prompt(f"Where does {name} lie?")) for name in NAMES]
+    read = [Prompt(passages_prompt([(name, text_of(n))]), alone[n].question) for n, name in enumerate(NAMES)]
+    for row, prompts in ((rows[0], alone), (rows[1], read)):
+        forced = forced_scores(loaded.llm, prompts, [f" place {number}\n" for number in range(3)], None, 0)
+        assert row["forced"] == pytest.approx(sum(forced) / 3)
+    assert len({row["forced"] for row in rows}) > 1
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
     plot_controls(rows, tmp_path / "controls.png")

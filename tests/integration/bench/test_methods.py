@@ -60,6 +60,7 @@ def test_every_method_answers_every_probe(
     kinds = ["efficacy", "paraphrase", "neighbourhood"]
     assert [(row["method"], row["kind"]) for row in rows] == [(method, kind) for method in shown for kind in kinds]
     assert all(row["unchanged"] == 1.0 for row in rows if row["method"] == "base")
+    assert all(0 <= row["forced_ci"][0] <= row["forced"] <= row["forced_ci"][1] <= 1 for row in rows)
     assert len(answers) == len(shown) * 6
     assert [cost["method"] for cost in costs] == ["base", "rag", "tokens", "tokens, found"]
     assert costs[2]["kept_bytes_per_passage"] > 0
