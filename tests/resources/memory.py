@@ -21,20 +21,7 @@ import numpy as np
 from knowstore.store import KnowledgeStore
 from tests.resources.models import StandInModels
 
-_WORDS = [
-    "the",
-    "island",
-    "harbour",
-    "keeper",
-    "stone",
-    "winter",
-    "market",
-    "bridge",
-    "river",
-    "council",
-    "boat",
-    "slate",
-]
+_WORDS = ["the", "island", "harbour", "keeper", "stone", "winter", "market", "bridge", "river", "boat", "slate"]
 _EVERY = 2_000  # rows or passages between two lines
 
 
