@@ -28,6 +28,7 @@ _EXTRAS = {
     "postgres": (("psycopg",), "a catalog in PostgreSQL"),
     "docs": (("pypdf", "python-docx", "beautifulsoup4"), "PDF, Word and HTML files"),
     "plots": (("matplotlib",), "pictures of benches and of training runs"),
+    "baselines": (("peft",), "FT-LoRA of `knowstore bench methods`"),
     "ray": (("ray", "lance-ray"), "ingest on many machines"),
 }
 _FREE_BYTES = 2_000_000_000

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +12,7 @@ import typer
 from knowstore.config import Codec
 from knowstore.errors import SourceError
 
-from .audit import describe
-from .audit import run as run_audit
+from . import audit as audits
 from .output import Output, count, size
 from .registration import app, command
 from .session import Session, given
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
     from knowstore.audits import ProbesFile
 
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
+_LANDED = "the edit batch, which was committed"
 
 
 @command(app, example="knowstore ingest README.md --note 'first try'")
@@ -51,6 +49,8 @@ def ingest(
     """
     from knowstore import BankConfig, ColumnMap, SplitConfig
 
+    if dry_run and (probes or audit):
+        raise typer.BadParameter("it neither keeps probes nor audits", param_hint="--dry-run")
     _check_codec(session, codec)
     session.kept = KEPT
     how: dict[str, Any] = {
@@ -64,14 +64,11 @@ def ingest(
     asked = None if probes is None else _read_probes(probes, is_strict=strict)
     with session.open(create=True, **given(bank=BankConfig(codec=codec) if codec else None)) as store:
         report = store.ingest(paths, strict=strict, note=note, **how)
-        more: dict[str, Any] = {}
+        session.kept = _LANDED
+        show_report(session.output, report, store)
         if asked is not None:
-            report, more = _keep_probes(store, asked, report)
-        if audit and store.catalog.audits.probes():
-            more["audit"] = run_audit(session, store)
-        elif audit:
-            session.output.hint("there are no probes to audit with: give some with --probes")
-        show_report(session.output, report, store, more)
+            _keep_probes(session.output, store, asked, report)
+        _finish(session, store, is_audited=audit)
     if report.failures and not (report.passages_added or report.passages_unchanged):
         raise typer.Exit(1)
 
@@ -89,13 +86,31 @@ def _read_probes(path: Path, *, is_strict: bool) -> ProbesFile:
     return found
 
 
-def _keep_probes(store: KnowledgeStore, asked: ProbesFile, report: IngestReport) -> tuple[IngestReport, dict[str, Any]]:
-    """The report with the rows of the probes file that could not be kept, and how many were."""
+def _keep_probes(output: Output, store: KnowledgeStore, asked: ProbesFile, report: IngestReport) -> None:
+    """Keep the probes of a file with what was ingested, and say how many, and which rows could not be."""
     from knowstore.audits import add_probes
 
     kept = add_probes(store, asked.rows, batch_id=report.batch_id)
-    failures = (*report.failures, *asked.failures, *kept.failures)
-    return replace(report, failures=failures), {"probes_added": kept.added, "probes_known": kept.known}
+    failures = (*asked.failures, *kept.failures)
+    show_failures(output, failures)
+    output.landed(
+        {
+            "probes_added": kept.added,
+            "probes_known": kept.known,
+            "failures": _failures((*report.failures, *failures)),
+        },
+        f"{count(kept.added, 'probe')} added, {kept.known:,} known already",
+    )
+
+
+def _finish(session: Session, store: KnowledgeStore, *, is_audited: bool) -> None:
+    if is_audited and store.catalog.audits.probes():
+        found = audits.run(session, store)
+        session.output.result({"audit": found}, audits.describe(found))
+        return
+    if is_audited:
+        session.output.hint("there are no probes to audit with: give some with --probes")
+    session.output.result({}, "")
 
 
 def plan(session: Session, paths: list[str], how: dict[str, Any]) -> IngestPlan:
@@ -126,13 +141,10 @@ def show_plan(output: Output, plan: IngestPlan) -> None:
     )
 
 
-def show_report(
-    output: Output, report: IngestReport, store: KnowledgeStore, more: Mapping[str, Any] | None = None
-) -> None:
-    """What an ingest or an import did; `more` says what became of its probes, and what an audit found."""
-    more = more or {}
+def show_report(output: Output, report: IngestReport, store: KnowledgeStore) -> None:
+    """What an ingest or an import did; the command's `Output.result` is to follow."""
     show_failures(output, report.failures)
-    output.result(
+    output.landed(
         {
             "batch_id": report.batch_id,
             "passages_added": report.passages_added,
@@ -141,22 +153,12 @@ def show_report(
             "failures": _failures(report.failures),
             "seconds": report.seconds,
             "seconds_in_models": report.seconds_in_models,
-            **more,
         },
-        _report_lines(report, store, more) if output.is_plain else "",
+        _report_line(report, store) if output.is_plain else "",
         [] if report.batch_id is None else [report.batch_id],
     )
     if report.batch_id is not None:
         output.hint(f"undo it with `knowstore rollback {report.batch_id}`")
-
-
-def _report_lines(report: IngestReport, store: KnowledgeStore, more: Mapping[str, Any]) -> str:
-    lines = [_report_line(report, store)]
-    if "probes_added" in more:
-        lines.append(f"{count(more['probes_added'], 'probe')} added, {more['probes_known']:,} known already")
-    if "audit" in more:
-        lines.append(describe(more["audit"]))
-    return "\n".join(lines)
 
 
 def _report_line(report: IngestReport, store: KnowledgeStore) -> str:

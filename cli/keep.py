@@ -60,3 +60,4 @@ def import_(
     session.kept = KEPT
     with session.open(create=True) as store:
         show_report(session.output, store.import_(folder, note=note), store)
+    session.output.result({}, "")

@@ -30,6 +30,7 @@ class Output:
     def __init__(self, *, as_json: bool = False, is_quiet: bool = False) -> None:
         self.as_json, self.is_quiet = as_json, is_quiet
         self.progress = Progress()
+        self._landed: dict[str, object] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -41,10 +42,18 @@ class Output:
         """Whether an answer is shown while it is generated."""
         return self.is_plain and sys.stdout.isatty()
 
+    def landed(self, record: Row, text: str, ids: Iterable[object] = ()) -> None:
+        """What a command has done before it goes on: shown at once, with `as_json` in the one object that follows, be
+        it a result or an error."""
+        if self.as_json:
+            self._landed |= record
+        else:
+            self.result(record, text, ids)
+
     def result(self, record: Row, text: str, ids: Iterable[object] = ()) -> None:
         """A command's result in one of its three forms."""
         if self.as_json:
-            self._out(json.dumps(_json_value(record), ensure_ascii=False, allow_nan=False))
+            self._out(json.dumps(_json_value({**self._landed, **record}), ensure_ascii=False, allow_nan=False))
         elif self.is_quiet:
             for one in ids:
                 self._out(str(one))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import count
+from .edit import DryRun, Yes
+from .output import count, size
 from .registration import app, command
 from .session import Session
+
+if TYPE_CHECKING:
+    from knowstore import KnowledgeStore
 
 _KEPT = "the store as it was, and the experts generated so far, which the next run goes on with"
 
@@ -20,7 +25,8 @@ def reexpert(
     drop_previous: Annotated[
         bool, typer.Option("--drop-previous", help="Delete the experts that are kept for an undo.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Generate every expert anew by the hypernetwork and language model that are named, and change over to them.
 
@@ -28,14 +34,13 @@ def reexpert(
     """
     if undo and drop_previous:
         raise typer.BadParameter("what is deleted cannot be undone", param_hint="--drop-previous")
+    if dry_run and not drop_previous:
+        raise typer.BadParameter("it shows what --drop-previous would delete", param_hint="--dry-run")
     output = session.output
     session.kept = _KEPT
     with session.open() as store:
         if drop_previous:
-            question = "Delete the experts of other models? Then there is no undo."
-            if session.may_delete(question, is_sure=yes):
-                n_banks = store.drop_previous()
-                output.result({"dropped": n_banks}, f"{count(n_banks, 'bank')} of other models deleted", [n_banks])
+            _drop(session, store, is_dry=dry_run, is_sure=yes)
             return
         report = store.reexpert(is_undone=undo)
     is_same = report.fingerprint == report.previous
@@ -53,3 +58,21 @@ def reexpert(
     )
     if not is_same:
         output.hint("undo it with `knowstore reexpert --undo`, or free the space with `--drop-previous`")
+
+
+def _drop(session: Session, store: KnowledgeStore, *, is_dry: bool, is_sure: bool) -> None:
+    """Show the banks of other models, and unless it is a dry run ask and delete them."""
+    output, banks = session.output, [asdict(bank) for bank in store.kept_banks()]
+    names = [bank["name"] for bank in banks]
+    record = {"dropped": 0, "dry_run": is_dry, "banks": banks}
+    if not banks:
+        output.result(record, "There are no experts of other models")
+        return
+    if output.is_plain:
+        output.note("What goes:")
+        output.table(banks, list(banks[0]), to_stderr=True)
+    what = f"{count(len(banks), 'bank')} of other models ({size(sum(bank['size_bytes'] for bank in banks))})"
+    if is_dry:
+        output.result(record, f"Would delete {what}", names)
+    elif session.may_delete(f"Delete {what}? Then there is no undo.", is_sure=is_sure):
+        output.result(record | {"dropped": store.drop_previous()}, f"{what} deleted", names)

@@ -125,14 +125,14 @@ class Layout:
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""
-
-        def size(name: str) -> int:
-            files = (file for folder in self.tables.glob(f"{name}*.lance") for file in folder.rglob("*"))
-            return sum(file.stat().st_size for file in files if file.is_file())
-
-        sizes = {name: size(name) for name in ("passages", "experts")}
+        sizes = {name: self.table_bytes(f"{name}*") for name in ("passages", "experts")}
         sizes["catalog"] = sum(file.stat().st_size for file in self.folder.glob("catalog.sqlite*"))
         return sizes | {"total": sum(sizes.values())}
+
+    def table_bytes(self, name: str) -> int:
+        """Bytes on disk of a table; with `*` in the name, of all that match."""
+        files = (file for folder in self.tables.glob(f"{name}.lance") for file in folder.rglob("*"))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _is_unfinished(path: Path) -> bool:

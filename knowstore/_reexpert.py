@@ -17,10 +17,11 @@ from knowstore.catalog import Catalog
 from knowstore.config import Codec, ModelConfig
 from knowstore.errors import ConfigError, PassageError
 from knowstore.passages import PassageTable
-from knowstore.records import ReexpertReport
+from knowstore.records import KeptBank, ReexpertReport
 
 Recorded = Mapping[str, str]
 _PREVIOUS = "previous_models"
+_MADE_BY = ("hypernetwork", "llm")
 
 
 def previous_models(catalog: Catalog, like: LoadedModels) -> LoadedModels:
@@ -78,14 +79,26 @@ def reexpert(
     return ReexpertReport(new["experts"], recorded["experts"], n_generated, n_reused, seconds)
 
 
+def others(layout: Layout, catalog: Catalog) -> list[KeptBank]:
+    """Every bank but the one in use; none while the store holds no passage."""
+    recorded, previous = catalog.setting("fingerprints"), catalog.setting(_PREVIOUS)
+    if not isinstance(recorded, dict):
+        return []
+    models = {bank_name(previous["fingerprints"]): previous["models"]} if isinstance(previous, dict) else {}
+    return [
+        KeptBank(name, layout.table_bytes(name), *(str(models.get(name, {}).get(role, "")) for role in _MADE_BY))
+        for name in bank_names(str(layout.tables))
+        if name != bank_name(recorded)
+    ]
+
+
 def drop_others(layout: Layout, catalog: Catalog) -> int:
     """Delete every bank but the one in use; returns how many. What was before cannot be undone then."""
-    used = bank_name(_recorded(catalog))
+    dropped = others(layout, catalog)
     catalog.set_setting(_PREVIOUS, None)
-    others = [name for name in bank_names(str(layout.tables)) if name != used]
-    for name in others:
-        drop_bank(str(layout.tables), name)
-    return len(others)
+    for bank in dropped:
+        drop_bank(str(layout.tables), bank.name)
+    return len(dropped)
 
 
 def _recorded(catalog: Catalog) -> Recorded:

@@ -107,6 +107,17 @@ class ReexpertReport:
 
 
 @dataclass(frozen=True)
+class KeptBank:
+    """A bank that is not in use: its name, bytes on disk, and the models that an undo would change back to; those are
+    empty when a change that was cut short began it, or one before the last left it."""
+
+    name: str
+    size_bytes: int
+    hypernetwork: str
+    llm: str
+
+
+@dataclass(frozen=True)
 class StoredPassage:
     """A passage with what the catalog and the table know about it."""
 

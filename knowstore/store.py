@@ -31,6 +31,7 @@ from knowstore.records import (
     EditBatch,
     Hit,
     IngestReport,
+    KeptBank,
     Mode,
     MountedExpert,
     Passage,
@@ -556,6 +557,10 @@ class KnowledgeStore:
             report = _reexpert.reexpert(self.layout, self.catalog, table, models, codec, self._on_progress)
         self.models = models
         return report
+
+    def kept_banks(self) -> list[KeptBank]:
+        """The banks that `drop_previous` would delete."""
+        return _reexpert.others(self.layout, self.catalog)
 
     def drop_previous(self) -> int:
         """Delete the experts that `reexpert` kept of other models; returns of how many."""

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
+from knowstore.errors import CatalogError
 from knowstore.experts import PooledConfig, PooledHypernetwork
 from knowstore.retrieval import LateReranker
 
@@ -189,6 +190,41 @@ def test_probes_are_audited_and_reported(run: Run) -> None:
     ]  # fmt: skip
 
 
+def test_an_ingest_is_told_before_the_audit_that_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("probes.jsonl").write_text('{"question": "Where?", "answers": ["here"], "kind": "reliability"}\n', "utf-8")
+
+    def fail(*_: object, **__: object) -> None:
+        raise CatalogError("it broke", "the answers", "mend it")
+
+    monkeypatch.setattr("knowstore.audits.run_audit", fail)
+    how = ("ingest", "--probes", "probes.jsonl", "--audit")
+    plain = run(*how, "facts.jsonl", status=1)
+    assert plain.stdout.startswith("Edit batch 1: 3 passages")
+    assert "1 probe added" in plain.stdout
+    assert plain.stderr.index("rollback 1") < plain.stderr.index("Error: it broke")
+    assert run(*how, "facts.jsonl", "--store", "quiet", "--quiet", status=1).stdout == "1\n"
+    record = _json(run(*how, "facts.jsonl", "--store", "json", "--json", status=1))
+    assert (record["batch_id"], record["probes_added"], record["error"]["what"]) == (1, 1, "it broke")
+
+
+def test_an_ingest_of_nothing_into_an_empty_store_tells_so_before_its_probes_fail(run: Run) -> None:
+    Path("probes.jsonl").write_text('{"question": "Where?", "answers": ["here"], "kind": "reliability"}\n', "utf-8")
+    how = ("ingest", "missing.txt", "--probes", "probes.jsonl", "--audit")
+    plain = run(*how, status=1)
+    assert plain.stdout.startswith("Nothing changed: 0 passages already in the store")
+    assert "holds nothing that could be asked for" in plain.stderr
+    assert _json(run(*how, "--json", status=1))["batch_id"] is None
+    assert "there are no probes" in run("ingest", "missing.txt", "--audit", status=1).stderr
+
+
+@pytest.mark.parametrize("option", [("--probes", "probes.jsonl"), ("--audit",)])
+def test_a_dry_run_takes_neither_probes_nor_an_audit(run: Run, option: tuple[str, ...]) -> None:
+    refused = run("ingest", "facts.jsonl", "--dry-run", *option, status=2)
+    assert "--dry-run" in refused.stderr
+    assert "neither keeps probes nor audits" in refused.stderr
+    assert not Path(".knowstore").exists()
+
+
 def test_the_benches_report_numbers(run: Run) -> None:
     rows = [{"question": f"Where is {fact['title']}?", "answers": [fact["title"]], "passage": fact} for fact in FACTS]
     Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -291,6 +327,16 @@ def test_a_store_is_changed_over_to_another_hypernetwork_and_back(run: Run, tiny
     assert _json(run("verify", "--json"))["clean"] is True
     assert _json(run("reexpert", "--undo", "--json"))["reused"] == 3
     run("reexpert", "--undo", "--drop-previous", status=2)
-    run("reexpert", "--drop-previous", status=2)
+    run("reexpert", "--dry-run", status=2)
+    refused = run("reexpert", "--drop-previous", status=2)
+    assert "What goes:\nname\tsize_bytes\thypernetwork\tllm\nexperts_" in refused.stderr
+    going = _json(run("reexpert", "--drop-previous", "--dry-run", "--json"))
+    assert (going["dropped"], going["dry_run"]) == (0, True)
+    [bank] = going["banks"]
+    assert bank["size_bytes"] > 0
+    assert bank["hypernetwork"] == str(tiny_pooled_dir)
+    assert run("reexpert", "--drop-previous", "--dry-run").stdout.startswith("Would delete 1 bank of other models (")
     assert _json(run("reexpert", "--drop-previous", "--yes", "--json"))["dropped"] == 1
     assert "nothing needs to be undone" in run("reexpert", "--undo", status=1).stderr
+    assert run("reexpert", "--drop-previous").stdout == "There are no experts of other models\n"
+    assert _json(run("reexpert", "--drop-previous", "--json"))["dropped"] == 0

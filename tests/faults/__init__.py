@@ -7,9 +7,10 @@
     python -m tests.faults --soak 600               8 readers and 3 writers for so many seconds, on SQLite;
                                                     with --postgresql on a server of its own
 
-Each prints a table and exits 1 when anything was lost, left behind or seen torn. `--commands` chooses among the
-commands, `--jobs` says how many processes make trials. Models are random and tiny, everything else is real; after a
-kill another process compares catalog, passages and experts row by row, runs the command again, and compares once more.
+Each prints a table and exits 1 when anything was lost, left behind or seen torn, or when nothing was tried.
+`--commands` chooses among the commands, `--jobs` says how many processes make trials. Models are random and tiny,
+everything else is real; after a kill another process compares catalog, passages and experts row by row, runs the
+command again, and compares once more.
 
 The programs of a trial are forked from one that has imported everything; `failing_io.c`, compiled when there is a C
 compiler and preloaded, is what makes calls fail or end the process half-way.

@@ -61,9 +61,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def c_compiler() -> str | None:
+    """What compiles failing_io.c; without it no disk fails, and nothing is killed within a call."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
 def _preload() -> None:
     """Start this program again with failing_io.c before the C library, where it can be compiled."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
+    compiler = c_compiler()
     if compiler is None or "LD_PRELOAD" in os.environ:
         return
     library = Path(tempfile.mkdtemp()) / "failing_io.so"
@@ -156,7 +161,11 @@ def _disk(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespac
 
 
 def report(title: str, outcomes: Sequence[Outcome]) -> int:
-    """Print how often each step of each command was hit, and what went wrong; returns how many trials were bad."""
+    """Print how often each step of each command was hit, and what went wrong; returns how many trials were bad,
+    which to have made none is as well."""
+    if not outcomes:
+        print(f"{title}: nothing was tried; the time was up, or failing_io.c could not be compiled and preloaded")
+        return 1
     kinds = ("loss", "orphan", "half batch")
     table = Table("command", "step", "hits", *(f"{kind}" for kind in kinds), "other", title=title)
     hits: Counter[tuple[str, str]] = Counter()

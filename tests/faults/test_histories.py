@@ -136,17 +136,12 @@ class Histories(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-def run_histories(models: LoadedModels, n: int, n_steps: int) -> None:
-    """Play so many random histories of so many steps; raises with the shortest history that goes wrong."""
-    Histories.models = models
+def test_histories_of_edits_leave_what_a_dictionary_would_hold(one_thread: None) -> None:
+    Histories.models = make_models()
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Histories,
         settings=settings(
-            max_examples=n, stateful_step_count=n_steps, deadline=None, database=None, derandomize=True,
+            max_examples=4, stateful_step_count=8, deadline=None, database=None, derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
-
-
-def test_histories_of_edits_leave_what_a_dictionary_would_hold(one_thread: None) -> None:
-    run_histories(make_models(), n=4, n_steps=8)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import strategies as st
 
 from tests.fuzz.__main__ import run
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, Target
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_breaks_a_reader(name: str) -> None:
     assert run(TARGETS[name], 60, 1) >= 40
+
+
+def test_a_target_that_breaks_is_raised_and_time_that_is_up_begins_no_round() -> None:
+    def check(value: int) -> None:
+        assert value < 5
+
+    target = Target(st.integers(0, 9), check)
+    with pytest.raises(AssertionError):
+        run(target, 60, 1)
+    assert run(target, 60, 1, seconds=0) == 0

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 import knowstore
 from knowstore import SplitConfig
 from knowstore.cli.app import app
+from knowstore.cli.doctor import _EXTRAS
 from knowstore.models.references import DEFAULT_PACKAGES
 from knowstore.records import SourceFailure
 from knowstore.sources import find_sources, read_passages
@@ -56,6 +57,22 @@ def test_every_package_on_disk_is_declared_and_every_declared_one_is_there() -> 
         for file in folder.rglob("__init__.py")
     }
     assert set(tools["packages"]) == found
+
+
+def test_doctor_looks_at_every_extra() -> None:
+    declared = {
+        extra: {canonicalize_name(Requirement(one).name) for one in some}
+        for extra, some in PROJECT["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    looked_at = {
+        extra: {canonicalize_name(package) for package in packages}
+        for name, (packages, _) in _EXTRAS.items()
+        for extra in name.split(" or ")
+    }
+    assert looked_at.keys() == declared.keys()
+    for extra, packages in looked_at.items():
+        assert packages & declared[extra]
 
 
 @pytest.mark.parametrize("requirement", sorted(set(REQUIREMENTS)))

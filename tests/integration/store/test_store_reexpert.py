@@ -130,17 +130,22 @@ def test_a_killed_change_leaves_the_store_as_it_was_and_goes_on_where_it_was(
 
 
 def test_what_is_purged_is_purged_from_every_bank_and_the_old_one_can_be_dropped(
-    open_store: Open, facts: list[Passage], pooled: ModelConfig
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, pooled: ModelConfig
 ) -> None:
     open_store().add(facts[:3])
     store = open_store(models=pooled)
+    assert store.kept_banks() == []
     store.reexpert()
     store.remove([facts[0].passage_id], purge=True)
     needle = facts[0].passage_id.encode()
     for file in store.layout.tables.rglob("*"):
         assert file.is_dir() or needle not in file.read_bytes()
     assert len(bank_names(str(store.layout.tables))) == 2
+    [kept] = store.kept_banks()
+    assert (kept.name, kept.hypernetwork, kept.llm) == ("experts", tiny_models.hypernetwork, tiny_models.llm)
+    assert 0 < kept.size_bytes < store.stats().bytes["experts"]
     assert store.drop_previous() == 1
+    assert store.kept_banks() == []
     assert (bank_names(str(store.layout.tables)), store.verify().problems) == ([store._tables.bank().name], ())
     with pytest.raises(ConfigError, match="no other"):
         store.reexpert(is_undone=True)

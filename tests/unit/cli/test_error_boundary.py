@@ -85,6 +85,17 @@ def test_quiet_writes_ids_and_no_hint(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("7\n", "")
 
 
+def test_what_landed_is_shown_before_what_follows_and_in_one_object_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, as_json = Output(), Output(as_json=True)
+    plain.landed({"batch_id": 7}, "Edit batch 7")
+    assert capsys.readouterr().out == "Edit batch 7\n"
+    as_json.landed({"batch_id": 7}, "Edit batch 7")
+    assert capsys.readouterr().out == ""
+    assert _exit_code(Session(output=as_json), BankError("it broke", "the rest", "mend it")) == 1
+    error = {"what": "it broke", "kept": "the rest", "fix": "mend it"}
+    assert json.loads(capsys.readouterr().out) == {"batch_id": 7, "error": error}
+
+
 def test_a_table_that_is_piped_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
     Output().table([{"id": 1, "text": "two\nlines\there"}], ["id", "text"])
     assert capsys.readouterr().out == "id\ttext\n1\ttwo lines here\n"
