@@ -97,6 +97,11 @@ class Layout:
         return self.folder / "tables"
 
     @property
+    def discarded(self) -> Path:
+        """Where tables are moved that are to be deleted."""
+        return self.folder / "tables.discarded"
+
+    @property
     def has_tables(self) -> bool:
         """Whether passages and a bank are there, each with a version to be read; they come with the first batch."""
         return all(any(self.tables.glob(f"{name}.lance/_versions/*.manifest")) for name in ("passages", "experts*"))

@@ -59,7 +59,8 @@ class Tables:
             dim: width of the passages' vectors.
 
         Raises:
-            CatalogError: there are passages, though the catalog has no edit batch; nothing was changed.
+            CatalogError: there are passages, though the catalog has no edit batch, or what a crash left cannot be
+                deleted; nothing was changed.
         """
         if self.are_there and self.passages().count(None):
             raise CatalogError(
@@ -67,11 +68,29 @@ class Tables:
                 kept="both are as they were",
                 fix="restore the catalog from a later backup, or ingest again into a new store",
             )
-        shutil.rmtree(self._layout.tables, ignore_errors=True)
+        self.sweep()
+        if self._layout.tables.exists():
+            self._discard()
         self._passages = self._bank = self._shown = None
         uri = str(self._layout.tables)
         PassageTable.open(uri, dim=dim, create=True)
         ExpertBank.open(uri, fingerprint=None, create=True)
+
+    def _discard(self) -> None:
+        """Delete both tables; a kill leaves both or none."""
+        try:
+            self._layout.tables.rename(self._layout.discarded)
+        except OSError as error:
+            raise CatalogError(
+                f"the tables of a batch that was never committed cannot be deleted: {error}",
+                kept="the store is empty, as it was",
+                fix=f"make {self._layout.folder} a folder that can be written",
+            ) from error
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what a crash left of tables that were being deleted."""
+        shutil.rmtree(self._layout.discarded, ignore_errors=True)
 
     # as they are now
 

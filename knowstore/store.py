@@ -534,6 +534,7 @@ class KnowledgeStore:
         if not repair:
             return _verification.verify(self.catalog, self._tables, self._on_progress)
         with self._tables.lock(), self.catalog.writer():
+            self._tables.sweep()
             self._follow(self.catalog.setting("fingerprints"))
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
@@ -683,6 +684,7 @@ class KnowledgeStore:
     def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
         """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
         with self._tables.lock(), self.catalog.writer():
+            self._tables.sweep()
             self._follow(self.catalog.setting("fingerprints"))
             if self._tables.are_there:
                 _upkeep.finish(self.catalog, self._tables.passages(), self._tables.banks())

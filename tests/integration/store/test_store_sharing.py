@@ -360,3 +360,31 @@ def test_a_reader_goes_on_with_a_bank_that_another_store_made_anew(open_store: O
     assert mending.verify(repair=True).clean
     reading.forget()
     assert reading.ask("When was Rome founded?").text == before
+
+
+def test_tables_of_a_beginning_are_gone_at_once_when_they_are_deleted(
+    open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def cut_short(folder: Path, **_: object) -> None:
+        if folder.exists():
+            max(folder.glob("experts.lance/_versions/*.manifest"), key=lambda file: file.stat().st_mtime_ns).unlink()
+            for file in folder.glob("experts.lance/data/*.lance"):
+                file.unlink()
+            raise KeyboardInterrupt
+
+    for name, what in (
+        ("knowstore.catalog.Catalog.commit", interrupted),
+        ("knowstore._tables.shutil.rmtree", cut_short),
+    ):
+        with open_store() as store, monkeypatch.context() as patch:
+            patch.setattr(name, what)
+            with pytest.raises(KeyboardInterrupt):
+                store.add(facts[:2])
+    store = open_store()
+    assert store.verify().clean
+    store.add(facts[:2])
+    assert store.verify().clean
+    assert not store.layout.discarded.exists()
