@@ -118,14 +118,16 @@ def _relevance(session: Session) -> Iterator[Check]:
 
     reference = session.model_config().reranker
     try:
-        threshold, temperature, of_words = calibration(reference, locate(reference, "reranker").path)
+        found = calibration(reference, locate(reference, "reranker").path)
     except ModelNotFoundError:
         return  # said among the models
     except KnowledgeStoreError as error:
         yield Check("relevance", "problem", error.what, error.fix)
         return
+    threshold = found.null_threshold
     null = "there is no null option" if threshold is None else f"nothing is mounted under a score of {threshold:.2f}"
-    yield Check("relevance", "ok", f"{null}, temperature of sentences {temperature:.2f}, of words {of_words:.2f}")
+    of_each = f"of passages {found.passages:.2f}, of sentences {found.sentences:.2f}, of words {found.words:.2f}"
+    yield Check("relevance", "ok", f"{null}, temperatures {of_each}")
 
 
 def _disk(session: Session) -> Iterator[Check]:

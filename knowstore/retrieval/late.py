@@ -17,6 +17,7 @@ from knowstore.retrieval.reranker import RerankItem, RerankScore, Vectors, share
 # sentence among its passage's) on 900 questions of Natural Questions' training part, all-MiniLM-L6-v2.
 _PASSAGE_WEIGHTS = np.array([12.9, 10.2, 1.5, 3.4])  # columns of _passage_features
 _PASSAGE_BIAS = -15.9  # 0 is where the best candidate is as likely gold as not
+NULL_THRESHOLD = -1.8  # keeps 95 % of the questions whose passage is there, refuses 72 % of the others
 _SENTENCE_WEIGHTS = np.array([4.3, 0.3, 2.9, 2.0, 2.2, 1.4])  # columns of _sentence_features
 
 _FUNCTION_WORD_SHARE = 0.1
@@ -44,8 +45,7 @@ class LateReranker:
 
     fingerprint = "late-1"
     temperature: float = 1.0
-    null_threshold: float | None = -1.8
-    """Fitted with the weights: keeps 95 % of the questions whose passage is there, refuses 72 % of the others."""
+    null_threshold: float | None = NULL_THRESHOLD
 
     def score(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig
@@ -12,8 +13,8 @@ from transformers import AutoConfig
 from knowstore.errors import RetrievalError
 from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
-from knowstore.retrieval.joint import KIND, JointReranker, read_config
-from knowstore.retrieval.late import LateReranker
+from knowstore.retrieval.joint import KIND, PASSAGE_TEMPERATURE, JointReranker, read_config
+from knowstore.retrieval.late import NULL_THRESHOLD, LateReranker
 from knowstore.retrieval.reranker import Reranker
 
 
@@ -67,19 +68,30 @@ def load_reranker(
     raise RetrievalError(f"reranker {reference!r} is a {architecture}", "nothing was loaded", fix)
 
 
-def calibration(reference: str, path: Path | None = None) -> tuple[float | None, float, float]:
-    """The null threshold of a reranker, its temperature and that of words, without loading it; None and 1 for one that
-    has none.
+class Calibration(NamedTuple):
+    """When a reranker's scores mean that no passage is relevant, and the temperatures of its softmaxes."""
+
+    null_threshold: float | None = None
+    passages: float = 1.0
+    sentences: float = 1.0
+    words: float = 1.0
+
+
+def calibration(reference: str, path: Path | None = None) -> Calibration:
+    """How a reranker is calibrated, without loading it.
 
     Raises:
         RetrievalError: its config is damaged.
     """
     if reference == "late" or (reference == "default" and (path is None or not (path / "config.json").is_file())):
-        return LateReranker.null_threshold, LateReranker.temperature, 1.0
+        late = LateReranker
+        return Calibration(late.null_threshold, late.temperature, late.temperature)
     if path is None or _kind(path) != KIND:
-        return None, 1.0, 1.0
+        return Calibration()
     config = read_config(path)  # passages are ordered by the late one
-    return LateReranker.null_threshold, config.temperature, config.word_temperature
+    return Calibration(
+        NULL_THRESHOLD / PASSAGE_TEMPERATURE, PASSAGE_TEMPERATURE, config.temperature, config.word_temperature
+    )
 
 
 def _kind(path: Path) -> object:

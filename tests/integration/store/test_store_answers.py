@@ -35,6 +35,7 @@ from knowstore.experts import (
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Mode, Passage
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, relevance
+from knowstore.retrieval.joint import PASSAGE_TEMPERATURE
 from knowstore.store import KnowledgeStore
 
 Open = Callable[..., KnowledgeStore]
@@ -121,7 +122,7 @@ def test_a_joint_reranker_weighs_sentences_at_its_own_temperature_and_leaves_pas
     models = replace(tiny_models, reranker=str(tmp_path / "joint"))
     answer = open_store(models=models, retrieval=RetrievalConfig(temperature=0.5)).ask(ROME)
     late = store.ask(ROME)
-    assert [hit.score for hit in answer.hits] == [hit.score for hit in late.hits]
+    assert [hit.score for hit in answer.hits] == [hit.score / PASSAGE_TEMPERATURE for hit in late.hits]
     assert [hit.segment_scores for hit in answer.hits] != [hit.segment_scores for hit in late.hits]
     kept = answer.hits[:4]
     assert [one.weight for one in answer.experts] == pytest.approx(relevance([hit.score for hit in kept], 0.5))
