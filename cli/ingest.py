@@ -64,7 +64,7 @@ def ingest(
     asked = None if probes is None else _read_probes(probes, is_strict=strict)
     with session.open(create=True, **given(bank=BankConfig(codec=codec) if codec else None)) as store:
         report = store.ingest(paths, strict=strict, note=note, **how)
-        session.kept = _LANDED
+        session.kept = KEPT if report.batch_id is None else _LANDED
         show_report(session.output, report, store)
         if asked is not None:
             _keep_probes(session.output, store, asked, report)

@@ -62,6 +62,9 @@ def reexpert(
 
 def _drop(session: Session, store: KnowledgeStore, *, is_dry: bool, is_sure: bool) -> None:
     """Show the banks of other models, and unless it is a dry run ask and delete them."""
+    session.kept = (
+        "the experts in use; of those of other models what was not deleted yet, which running it again deletes"
+    )
     output, banks = session.output, [asdict(bank) for bank in store.kept_banks()]
     names = [bank["name"] for bank in banks]
     record = {"dropped": 0, "dry_run": is_dry, "banks": banks}

@@ -330,7 +330,7 @@ def reranker(
     record: dict[str, Any] = {
         "output": str(output), "steps": kept.step, "seconds": kept.seconds, "loss": kept.loss,
         "sentence_accuracy": kept.sentence_accuracy, "gold_first": kept.gold_first,
-        "null_threshold": trained.null_threshold, "temperature": trained.temperature, "size_bytes": n_bytes,
+        "null_threshold": trained.null_threshold, "temperature": trained.config.temperature, "size_bytes": n_bytes,
     }  # fmt: skip
     summary = f"{kept.step:,} steps, {kept.seconds:.0f} s, {size(n_bytes)}; {quality}"
     session.output.result(record, f"{output}: {summary}", [output])

@@ -200,10 +200,9 @@ def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -
     threshold = reranker.null_threshold if retrieval.null_threshold == "auto" else retrieval.null_threshold
     if not kept or (threshold is not None and kept[0].score < threshold):
         return []
-    temperature = retrieval.temperature * reranker.temperature
-    weights = relevance([hit.score for hit in kept], temperature)
+    weights = relevance([hit.score for hit in kept], retrieval.temperature)
     shares = [
-        [weight * share for share in relevance(hit.segment_scores, temperature)]
+        [weight * share for share in relevance(hit.segment_scores, retrieval.temperature)]
         for hit, weight in zip(kept, weights, strict=True)
     ]
     return [

@@ -11,7 +11,7 @@ from typing import TypeVar
 from knowstore._layout import Layout
 from knowstore.bank import NAME, ExpertBank, bank_names
 from knowstore.catalog import Catalog, file_lock
-from knowstore.errors import BankError, CatalogError, PassageError
+from knowstore.errors import BankError, CatalogError, FilterError, PassageError, UnknownPassageError
 from knowstore.passages import PassageTable
 
 _T = TypeVar("_T")
@@ -136,6 +136,8 @@ class Tables:
             state, found = self.state(look)
             try:
                 return read(state, found)
+            except (UnknownPassageError, FilterError):  # of what was asked, not of the files
+                raise
             except (PassageError, BankError):
                 if state.versions == failed:
                     raise
@@ -143,13 +145,15 @@ class Tables:
 
     def state(self, look: Callable[[], _C]) -> tuple[State, _C]:
         """The latest edit batch, the tables with it, and what `look` finds in the catalog, all of the same time."""
+        failed: object = ()
         while True:
             head, recorded = self._catalog.head(), self._catalog.setting("fingerprints")
             try:
                 state, found = State(head, recorded, self._latest(recorded)), look()
-            except BankError:  # maybe one that `drop_previous` has just deleted
-                if self._catalog.setting("fingerprints") == recorded:
+            except (PassageError, BankError):  # maybe of a bank that is being dropped or made anew
+                if recorded == failed:
                     raise
+                failed, self._shown = recorded, None
                 continue
             if (self._catalog.head(), self._catalog.setting("fingerprints")) == (head, recorded):
                 return state, found

@@ -77,7 +77,7 @@ class RetrievalConfig:
     """How passages are found for a question.
 
     `n_candidates` passages are proposed (Eq. 7), the reranker keeps the best `top_k`, whose
-    scores divided by `temperature` (and by the reranker's own, where it has one) are softmaxed to
+    scores (which come divided by the temperature that fits them) over `temperature` are softmaxed to
     relevance (Eq. 9). When no kept passage
     scores at least `null_threshold`, nothing is mounted: `auto` takes the
     reranker's own threshold where it has one, None switches the null option off.

@@ -99,6 +99,7 @@ class KnowledgeStore:
         self._bank_config, self._on_progress, self._is_following = bank_config, on_progress, is_following
         self._tables = Tables(layout, catalog, bank_config.cache_bytes)
         self._faiss: FaissIndex | None = None
+        self._followed: object = None
 
     @classmethod
     def open(
@@ -743,9 +744,10 @@ class KnowledgeStore:
 
     def _follow(self, recorded: object) -> None:
         """Where the store was opened without naming models, go over to those of a `reexpert` elsewhere."""
-        is_other = isinstance(recorded, dict) and recorded.get("experts") != self.models.fingerprints["experts"]
-        if self._is_following and is_other:
-            self.models = self.models.with_config(recorded_models(self.catalog))
+        if self._is_following and recorded != self._followed:
+            self._followed, models = recorded, recorded_models(self.catalog)
+            if models != self.models.config:
+                self.models = self.models.with_config(models)
 
     def _live_pairs(self, passage_ids: Sequence[str]) -> list[tuple[str, str]]:
         if not passage_ids:

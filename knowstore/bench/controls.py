@@ -19,7 +19,6 @@ from knowstore.bench.made import MadeExperts
 from knowstore.bench.scoring import scored, share
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
-from knowstore.prompts import answer_target
 from knowstore.records import Hit, MountedExpert, Passage
 from knowstore.retrieval import RerankItem
 from knowstore.sources import sentence_spans
@@ -116,7 +115,7 @@ def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[C
             if is_counterfactual
             else (row["passage"]["text"], row["answers"])
         ]
-        if text
+        if text and answers
     ]
     random.Random(seed).shuffle(found)
     cases = [
@@ -208,8 +207,8 @@ class ControlBench:
         llm, layer = self.models.llm, self.models.hypernetwork.config.layer
         scores: list[float] = []
         for part, prompts, experts in self._asked(method, indices, passages, is_static):
-            targets = [answer_target(self.cases[index].answers[0]) for index in part]
-            scores += forced_scores(llm, prompts, targets, experts, layer, where=self.generation.where)
+            answers = [self.cases[index].answers[0] for index in part]
+            scores += forced_scores(llm, prompts, answers, experts, layer, self.generation)
         return scores
 
     def _asked(

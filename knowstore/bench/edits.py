@@ -206,7 +206,7 @@ def run_edits(
     """
     config = config or EditsConfig()
     steps = list(make_steps(with_filling(read_facts(data, config.n_questions), corpus, config), config))
-    _keep_config(output, config, _digest(steps, unrelated))
+    _keep_config(output, asdict(config) | asdict(models or ModelConfig()), _digest(steps, unrelated))
     (output / "sources").mkdir(parents=True, exist_ok=True)
     started, ingest_s = time.perf_counter(), 0.0
     with KnowledgeStore.open(output / "store", models=models, on_progress=on_progress) as store:
@@ -248,16 +248,16 @@ def _digest(steps: Sequence[Step], unrelated: Sequence[Probe]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _keep_config(output: Path, config: EditsConfig, digest: str) -> None:
+def _keep_config(output: Path, config: dict[str, object], digest: str) -> None:
     """Write what is run beside its results, or refuse to go on with a run of something else."""
-    file, wanted = output / "config.json", {"config": asdict(config), "digest": digest}
+    file, wanted = output / "config.json", {"config": config, "digest": digest}
     if not (output / "store").exists():
         output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
         return
     try:
         kept = json.loads(file.read_text("utf-8"))
-        settings = {name: (kept["config"].get(name), value) for name, value in asdict(config).items()}
+        settings = {name: (kept["config"].get(name), value) for name, value in config.items()}
         is_of_same_files = kept["digest"] == digest
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _another_run(output, f"{file.name} beside it cannot be read: {error}") from error

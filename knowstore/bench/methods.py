@@ -33,7 +33,6 @@ from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import normalise
 from knowstore.models.files import default_cache_dir
-from knowstore.prompts import answer_target
 from knowstore.records import Passage
 
 Setting = Literal["single", "sequential"]
@@ -227,8 +226,8 @@ class _Bench:
         prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
         generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)
         cost.answer_s[is_rag] += time.perf_counter() - started
-        targets = [answer_target(case.probe.answers[0]) for case in cases]
-        forced = forced_scores(self.models.llm, prompts, targets, experts, edited.layer, where=self.generation.where)
+        answers = [case.probe.answers[0] for case in cases]
+        forced = forced_scores(self.models.llm, prompts, answers, experts, edited.layer, self.generation)
         return [
             _Answered(case, one.text, score, is_rag) for case, one, score in zip(cases, generated, forced, strict=True)
         ]

@@ -29,7 +29,6 @@ class CrossEncoderReranker:
     """
 
     null_threshold: float | None = None
-    temperature: float = 1.0
 
     def __init__(
         self,

@@ -33,7 +33,6 @@ class FlagReranker:
     """
 
     null_threshold: float | None = None
-    temperature: float = 1.0
 
     def __init__(
         self,

@@ -43,9 +43,9 @@ class JointConfig:
 
     `base` is the reference of the published encoder whose embeddings and first `n_shared` layers the weights go with,
     `base_digest` what identifies those. Question and passage are cut to `max_tokens` together. The model's logits of
-    passages and sentences are divided by `temperature`, those of words by `word_temperature`. A passage whose logit is
-    under `null_threshold` is not relevant enough, where passages are ordered by the model's own scores; it is None for
-    a model that was trained without passages that do not answer.
+    sentences are divided by `temperature`, those of words by `word_temperature`. A passage that scores less than
+    `null_threshold` is not relevant enough, where passages are ordered by the model's own scores; it is None for a
+    model that was trained without passages that do not answer.
     """
 
     base_digest: str
@@ -251,9 +251,6 @@ class JointReranker:
         weights_fingerprint: identifies the model's weights, for `fingerprint`.
     """
 
-    temperature: float = 1.0
-    """All scores come divided by what fits them: `PASSAGE_TEMPERATURE`, and those of the config."""
-
     def __init__(
         self,
         model: JointModel,
@@ -322,9 +319,7 @@ class JointReranker:
     @property
     def null_threshold(self) -> float | None:
         """Of the scores that order passages: the late reranker's, or the model's own without `n_read`."""
-        if self._n_read is not None:
-            return NULL_THRESHOLD / PASSAGE_TEMPERATURE
-        return None if self.config.null_threshold is None else self.config.null_threshold / self.config.temperature
+        return self.config.null_threshold if self._n_read is None else NULL_THRESHOLD / PASSAGE_TEMPERATURE
 
     def score(
         self,
@@ -363,9 +358,9 @@ class JointReranker:
                 tokens = model.token_logits(batch, self._dtype)
                 rows = model.sentence_logits(batch, tokens).double().cpu()  # (B, S)
             for i, row, each, first in zip(indices, rows, tokens.tolist(), batch.firsts, strict=True):
-                logits = row.tolist()[: len(whole[i])]
+                logits = [self._tempered(logit) for logit in row.tolist()[: len(whole[i])]]
                 logits += [UNREAD] * (len(whole[i]) - len(logits))
-                score = self._tempered(torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item())
+                score = torch.logsumexp(torch.tensor(logits, dtype=torch.float64), 0).item()
                 words = [
                     (*span, logit / self.config.word_temperature)
                     for span, sentence, logit in zip(
@@ -373,12 +368,11 @@ class JointReranker:
                     )
                     if sentence >= 0
                 ]
-                sentences = tuple(map(self._tempered, logits)) if candidates[i].spans else ()
-                scores[i] = RerankScore(score, sentences, tuple(words))
+                scores[i] = RerankScore(score, tuple(logits) if candidates[i].spans else (), tuple(words))
         return scores
 
     def _tempered(self, logit: float) -> float:
-        return logit if logit <= UNREAD + 1 else logit / self.config.temperature
+        return logit if logit <= UNREAD else logit / self.config.temperature
 
 
 def _sharpened(late: RerankScore) -> RerankScore:

@@ -44,7 +44,6 @@ class LateReranker:
     """
 
     fingerprint = "late-1"
-    temperature: float = 1.0
     null_threshold: float | None = NULL_THRESHOLD
 
     def score(

@@ -84,8 +84,7 @@ def calibration(reference: str, path: Path | None = None) -> Calibration:
         RetrievalError: its config is damaged.
     """
     if reference == "late" or (reference == "default" and (path is None or not (path / "config.json").is_file())):
-        late = LateReranker
-        return Calibration(late.null_threshold, late.temperature, late.temperature)
+        return Calibration(NULL_THRESHOLD)
     if path is None or _kind(path) != KIND:
         return Calibration()
     config = read_config(path)  # passages are ordered by the late one

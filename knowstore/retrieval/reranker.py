@@ -36,12 +36,11 @@ class RerankItem:
 
 @dataclass(frozen=True)
 class RerankScore:
-    """Logits of a passage, of its sentences, and of its words.
+    """Logits of a passage, of its sentences, and of its words, divided by the temperatures that fit them.
 
     The exponentials of `segment_scores` sum to that of `score`: a softmax over the sentences of several
     passages gives each passage what a softmax over the passages would. `word_scores` are (first character, last
-    character, logit) of word pieces in the text, from a reranker that tells which words answer; what its calibration
-    divides them by is in them already.
+    character, logit) of word pieces in the text, from a reranker that tells which words answer.
     """
 
     score: float
@@ -55,11 +54,6 @@ class Reranker(Protocol):
     @property
     def null_threshold(self) -> float | None:
         """The score under which no passage is relevant enough to be used, where the reranker is calibrated."""
-        ...
-
-    @property
-    def temperature(self) -> float:
-        """What its scores are divided by in Eq. 9, times the temperature that is set; 1 where it is not calibrated."""
         ...
 
     @property

@@ -245,7 +245,8 @@ def accuracies(judged: Sequence[Judged]) -> tuple[float, float | None]:
 
 
 def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
-    """The score that 95 % of the gold passages reach, and the temperature under which answers are likeliest.
+    """The score (at that temperature) that 95 % of the gold passages reach, and the temperature under which answers are
+    likeliest.
 
     What is made likely is the weight that the answering sentences get when all candidates are mounted: the passage's
     relevance (Eq. 9) times their share within it.
@@ -254,16 +255,14 @@ def calibrate(judged: Sequence[Judged]) -> tuple[float | None, float]:
     """
     if not judged:
         return None, 1.0
-    scores = torch.stack([torch.logsumexp(one.logits[0], 0) for one in judged])
-    threshold = torch.quantile(scores.double(), 1 - _KEPT_SHARE).item()
     losses = torch.zeros_like(_TEMPERATURES)
     for one in judged:
-        logits = one.logits.double()
-        passages = torch.logsumexp(logits, 1)[None] / _TEMPERATURES[:, None]  # (K, C)
-        sentences = logits[0][None] / _TEMPERATURES[:, None]  # (K, S)
-        relevance = passages.log_softmax(1)[:, 0]
-        losses -= relevance + torch.logsumexp(sentences.log_softmax(1)[:, one.gold], 1)
-    return threshold, _TEMPERATURES[losses.argmin()].item()
+        logits = one.logits.double() / _TEMPERATURES[:, None, None]  # (K, C, S)
+        relevance = torch.logsumexp(logits, 2).log_softmax(1)[:, 0]
+        losses -= relevance + torch.logsumexp(logits[:, 0].log_softmax(1)[:, one.gold], 1)
+    temperature = _TEMPERATURES[losses.argmin()].item()
+    scores = torch.stack([torch.logsumexp(one.logits[0].double() / temperature, 0) for one in judged])
+    return torch.quantile(scores, 1 - _KEPT_SHARE).item(), temperature
 
 
 def calibrate_words(words: Sequence[tuple[Tensor, Tensor]]) -> float:

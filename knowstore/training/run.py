@@ -342,12 +342,11 @@ class TokensRun(Run):
         passages = [self.data.passages[passage] for passage in read]
         items = [RerankItem(one.title, one.text, one.spans) for one in passages]
         scores = reranker.score(self.data.questions[question].question, items)
-        temperature = reranker.temperature
-        relevances = relevance([one.score for one in scores], temperature)
+        relevances = relevance([one.score for one in scores])
         out = []
         for passage, score, weight in zip(read, scores, relevances, strict=True):
             tokenised = self.passages[passage]
-            sentences = [weight * share for share in relevance(score.segment_scores, temperature)]
+            sentences = [weight * share for share in relevance(score.segment_scores)]
             if is_of_words and score.word_scores:
                 spans = self.data.passages[passage].spans
                 words = word_relevance(score.word_scores, spans, sentences)

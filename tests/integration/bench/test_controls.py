@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from knowstore._loaded import LoadedModels
 from knowstore.bench import can_plot, plot_controls, plot_training, run_controls
-from knowstore.config import ModelConfig
+from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
-from knowstore.experts import Prompt, forced_scores
+from knowstore.experts import Experts, PassageInput, Prompt, combine, expert_output, forced_scores
 from knowstore.prompts import passages_prompt, question_prompt
+from knowstore.sources import sentence_spans
 
 NAMES = ("Rome", "Lyon", "Ostia")
+PLACES = [f"place {number}" for number in range(3)]
 
 
 def text_of(number: int) -> str:
@@ -26,7 +30,7 @@ def questions(tmp_path: Path) -> Path:
     rows = [
         {
             "question": f"Where does {name} lie?",
-            "answers": [f"place {number}"],
+            "answers": [PLACES[number]],
             "passage": {"title": name, "text": text_of(number)},
         }
         for number, name in enumerate(NAMES)
@@ -50,13 +54,53 @@ def test_every_method_is_scored_under_its_controls(tiny_models: ModelConfig, que
     alone = [Prompt("", question_prompt(f"Where does {name} lie?")) for name in NAMES]
     read = [Prompt(passages_prompt([(name, text_of(n))]), alone[n].question) for n, name in enumerate(NAMES)]
     for row, prompts in ((rows[0], alone), (rows[1], read)):
-        forced = forced_scores(loaded.llm, prompts, [f" place {number}\n" for number in range(3)], None, 0)
+        forced = forced_scores(loaded.llm, prompts, PLACES, None, 0, GenerationConfig())
         assert row["forced"] == pytest.approx(sum(forced) / 3)
-    assert len({row["forced"] for row in rows}) > 1
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
     plot_controls(rows, tmp_path / "controls.png")
     assert (tmp_path / "controls.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_forced_scores_are_of_what_is_mounted(
+    tiny_models: ModelConfig, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Experts | None, int]] = []
+
+    def noted(*arguments: Any) -> list[float]:
+        calls.append((arguments[3], arguments[4]))
+        return forced_scores(*arguments)
+
+    monkeypatch.setattr("knowstore.experts.forced_scores", noted)
+    rows = run_controls([questions], models=tiny_models, limit=3, max_tokens=2)["rows"]
+    assert isinstance(rows, list)
+    by_row = dict(zip([(row["method"], row["control"]) for row in rows], calls, strict=True))
+    assert by_row["base", "none"][0] is None
+    mounted, layer = by_row["tokens, passages", "gold"]
+    assert mounted is not None
+
+    loaded = LoadedModels(tiny_models)
+    network = loaded.hypernetwork
+    texts = [text_of(number) for number in range(3)]
+    inputs = [PassageInput(name, text, tuple(sentence_spans(text))) for name, text in zip(NAMES, texts, strict=True)]
+    expected = combine(
+        [[(expert, 1.0, None)] for expert in network.generate(loaded.llm, inputs)],
+        device=loaded.llm.device, dtype=loaded.llm.dtype, static=network.static, query=network.query,
+        max_norm=network.config.max_norm,
+    )  # fmt: skip
+    x = torch.randn(1, 4, loaded.llm.embeddings.shape[1], generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
+    sums = [sorted(expert_output(one, x).sum((1, 2)).tolist()) for one in (mounted, expected)]
+    assert layer == network.config.layer
+    assert sums[0] == pytest.approx(sums[1])
+    assert len(set(sums[1])) == 3
+
+
+def test_rows_without_answers_are_left_out(tiny_models: ModelConfig, questions: Path) -> None:
+    with questions.open("a") as file:
+        file.write('{"question": "Who?", "answers": [], "passage": {"title": "", "text": "Nobody."}}\n')
+    rows = run_controls([questions], models=tiny_models, limit=4, max_tokens=2)["rows"]
+    assert isinstance(rows, list)
+    assert {row["n"] for row in rows} == {3}
 
 
 def test_one_question_has_no_other_to_be_compared_with(tiny_models: ModelConfig, questions: Path) -> None:

@@ -113,6 +113,7 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_as_one_that_was_not(
     again: Any = run_edits([file], tmp_path / "cut", **how)
     for other, match in (
         (how | {"config": replace(config, sample=3)}, "sample is 2, not 3\n"),
+        (how | {"models": replace(tiny_models, reranker="other")}, "reranker is late, not other\n"),
         (how | {"unrelated": ()}, "its files held something else"),
     ):
         with pytest.raises(ConfigError, match=match):

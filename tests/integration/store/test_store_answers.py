@@ -118,9 +118,12 @@ def test_a_joint_reranker_weighs_sentences_at_its_own_temperature_and_leaves_pas
     base = load_base(tiny_retriever_dir)
     torch.manual_seed(0)
     config = JointConfig(base.digest, str(tiny_retriever_dir), temperature=4.0)
-    JointReranker(JointModel(base), config).save(tmp_path / "joint")
+    model = JointModel(base)
+    for name, settings in (("joint", config), ("untempered", replace(config, temperature=1.0))):
+        JointReranker(model, settings).save(tmp_path / name)
     models = replace(tiny_models, reranker=str(tmp_path / "joint"))
     answer = open_store(models=models, retrieval=RetrievalConfig(temperature=0.5)).ask(ROME)
+    untempered = open_store(models=replace(models, reranker=str(tmp_path / "untempered"))).ask(ROME)
     late = store.ask(ROME)
     assert [hit.score for hit in answer.hits] == [hit.score / PASSAGE_TEMPERATURE for hit in late.hits]
     assert [hit.segment_scores for hit in answer.hits] != [hit.segment_scores for hit in late.hits]
@@ -129,6 +132,9 @@ def test_a_joint_reranker_weighs_sentences_at_its_own_temperature_and_leaves_pas
     for one, hit in zip(answer.experts, kept, strict=True):
         shares = [one.weight * share for share in relevance(hit.segment_scores, 0.5)]
         assert list(one.segment_weights) == pytest.approx(shares)
+    for hit, plain in zip(kept, untempered.hits, strict=False):
+        assert relevance(hit.segment_scores) == pytest.approx(relevance(plain.segment_scores, 4.0))
+    assert any(len(hit.segment_scores) > 1 for hit in kept)
 
 
 def test_the_grain_says_what_is_weighed_within_a_passage(

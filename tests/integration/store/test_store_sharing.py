@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sqlalchemy import create_engine, make_url, text
 
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, placements
-from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError
+from knowstore.config import ModelConfig
+from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, StoreLockedError, UnknownPassageError
 from knowstore.passages import PassageTable
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -362,12 +364,44 @@ def test_a_reader_goes_on_with_a_bank_that_another_store_made_anew(open_store: O
     assert reading.ask("When was Rome founded?").text == before
 
 
+def test_what_needs_no_model_is_done_without_their_files(
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "llm"
+    shutil.copytree(tiny_models.llm, moved)
+    models = replace(tiny_models, llm=str(moved))
+    store = open_store(models=models)
+    store.add(facts[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("knowstore._upkeep.finish_purge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove([facts[0].passage_id], purge=True)
+    store.close()
+    shutil.rmtree(moved)
+    for named in (models, None):
+        assert open_store(models=named).verify().clean
+
+
+def test_a_mistake_in_a_question_does_not_cost_what_is_in_memory(
+    open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    store.ask("When was Rome founded?")
+    opened: list[str] = []
+    monkeypatch.setattr(PassageTable, "open", lambda *arguments, **_: opened.append(arguments[0]))
+    with pytest.raises(UnknownPassageError), store.mount(["0" * 32]):
+        pass
+    assert opened == []
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_tables_of_a_beginning_are_gone_at_once_when_they_are_deleted(
     open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     def cut_short(folder: Path, **_: object) -> None:
         if folder.exists():
             max(folder.glob("experts.lance/_versions/*.manifest"), key=lambda file: file.stat().st_mtime_ns).unlink()

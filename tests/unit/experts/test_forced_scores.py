@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from knowstore.config import GenerationConfig
 from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, forced_scores, mount
 
 LAYER = 1
@@ -23,56 +24,69 @@ def experts(make_expert: Callable[..., Expert]) -> Experts:
     return combine(mounted, device=torch.device("cpu"), dtype=torch.float32)
 
 
-@pytest.fixture
-def targets(tiny_llm: FrozenLLM, experts: Experts) -> list[str]:
-    """For each prompt the piece of text that suits the model best, then something else, and the end of the line."""
-    pieces = [tiny_llm.tokenizer.decode([token]) for token in range(len(tiny_llm.embeddings))]
-    pieces = [text for token, text in enumerate(pieces) if tiny_llm.prompt_ids(text, is_start=False) == [token]]
-    best = [max(pieces, key=lambda text: literal(tiny_llm, p, text, experts, i)) for i, p in enumerate(PROMPTS)]
-    return [f"{text} Rome\n" for text in best]
-
-
-def literal(llm: FrozenLLM, prompt: Prompt, target: str, experts: Experts | None, index: int) -> float:
+def walked(llm: FrozenLLM, prompt: Prompt, written: list[int], experts: Experts | None, index: int) -> list[bool]:
+    """Whether each token comes first after those before it, one call of the model after another."""
     before = llm.prompt_ids(prompt.before) if prompt.before else []
     ids = before + llm.prompt_ids(prompt.question, is_start=not prompt.before)
-    right = 0
-    written = llm.prompt_ids(target, is_start=False)
-    for token in written:
-        if experts is None:
-            logits = llm.model(input_ids=torch.tensor([ids])).logits
-        else:
-            rows = torch.tensor([ids] * len(PROMPTS))
-            with mount(llm.model, experts, LAYER, starts=[len(before)] * len(PROMPTS)):
-                logits = llm.model(input_ids=rows).logits[index : index + 1]
-        right += int(logits[0, -1].argmax()) == token
-        ids = [*ids, token]
-    return right / len(written)
+    return [
+        first_choice(llm, ids + written[:place], experts, index, len(before)) == token
+        for place, token in enumerate(written)
+    ]
+
+
+def first_choice(llm: FrozenLLM, ids: list[int], experts: Experts | None, index: int, start: int) -> int:
+    if experts is None:
+        return int(llm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    with mount(llm.model, experts, LAYER, starts=[start] * len(PROMPTS)):
+        return int(llm.model(input_ids=torch.tensor([ids] * len(PROMPTS))).logits[index, -1].argmax())
+
+
+def tokens_of(llm: FrozenLLM, answer: str) -> list[int]:
+    return llm.prompt_ids(f" {answer}", is_start=False)
+
+
+@pytest.fixture
+def answers(tiny_llm: FrozenLLM, experts: Experts) -> list[str]:
+    """For each prompt some word, what the model would go on with, and another word."""
+    found = []
+    for index, prompt in enumerate(PROMPTS):
+        before = tiny_llm.prompt_ids(prompt.before) if prompt.before else []
+        ids = before + tiny_llm.prompt_ids(prompt.question, is_start=not prompt.before)
+        for word in ("Rome", "the", "end", "town", "753", "a", "river", "Lyon", "sea", "z"):
+            given = tokens_of(tiny_llm, word)
+            token = first_choice(tiny_llm, ids + given, experts, index, len(before))
+            answer = f"{word}{tiny_llm.tokenizer.decode([token])} Rome"
+            if tokens_of(tiny_llm, answer)[: len(given) + 1] == [*given, token] and answer == " ".join(answer.split()):
+                found.append(answer)
+                break
+    assert len(found) == len(PROMPTS)
+    return found
 
 
 def test_a_forced_score_is_the_share_of_tokens_that_come_first_after_the_right_ones(
-    tiny_llm: FrozenLLM, experts: Experts, targets: list[str]
+    tiny_llm: FrozenLLM, experts: Experts, answers: list[str]
 ) -> None:
-    found = forced_scores(tiny_llm, PROMPTS, targets, experts, LAYER)
-    expected = [literal(tiny_llm, p, t, experts, i) for i, (p, t) in enumerate(zip(PROMPTS, targets, strict=True))]
-    assert found == pytest.approx(expected)
-    assert max(found) > 0
+    found = forced_scores(tiny_llm, PROMPTS, answers, experts, LAYER, GenerationConfig())
+    for index, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+        right = walked(tiny_llm, prompt, tokens_of(tiny_llm, answer), experts, index)
+        assert found[index] == pytest.approx(sum(right) / len(right))
+        assert any(right)
     assert min(found) < 1
 
 
-def test_without_experts_the_model_itself_is_scored(tiny_llm: FrozenLLM, targets: list[str]) -> None:
-    found = forced_scores(tiny_llm, PROMPTS, targets, None, LAYER)
-    assert found == pytest.approx(
-        [literal(tiny_llm, p, t, None, i) for i, (p, t) in enumerate(zip(PROMPTS, targets, strict=True))]
-    )
+def test_without_experts_the_model_itself_is_scored(tiny_llm: FrozenLLM, answers: list[str]) -> None:
+    found = forced_scores(tiny_llm, PROMPTS, answers, None, LAYER, GenerationConfig())
+    for index, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+        right = walked(tiny_llm, prompt, tokens_of(tiny_llm, answer), None, index)
+        assert found[index] == pytest.approx(sum(right) / len(right))
 
 
-def test_where_the_experts_act_is_as_it_is_told(tiny_llm: FrozenLLM, experts: Experts, targets: list[str]) -> None:
+def test_where_the_experts_act_is_as_it_is_told(tiny_llm: FrozenLLM, experts: Experts, answers: list[str]) -> None:
     logits: list[torch.Tensor] = []
     head = tiny_llm.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _head, _args, out: logits.append(out))
-    n_tokens = [len(tiny_llm.prompt_ids(target, is_start=False)) for target in targets]
     for where in ("question", "all"):
-        forced_scores(tiny_llm, PROMPTS, targets, experts, LAYER, where=where)
+        forced_scores(tiny_llm, PROMPTS, answers, experts, LAYER, GenerationConfig(where=where))
     handle.remove()
-    for index, (one, other) in enumerate(zip(*(each.split(n_tokens) for each in logits), strict=True)):
-        assert torch.allclose(one, other, atol=1e-5) == (not PROMPTS[index].before)
+    for prompt, one, other in zip(PROMPTS, logits[:3], logits[3:], strict=True):
+        assert torch.allclose(one, other, atol=1e-5) == (not prompt.before)

@@ -277,7 +277,7 @@ def test_threshold_keeps_gold_passages_and_temperature_is_the_likeliest() -> Non
     threshold, temperature = calibrate(judged)
     assert temperature == pytest.approx(2.0, rel=0.2)
     assert threshold is not None
-    kept = [bool(torch.logsumexp(one.logits[0], 0) >= threshold) for one in judged]
+    kept = [bool(torch.logsumexp(one.logits[0] / temperature, 0) >= threshold) for one in judged]
     assert sum(kept) / len(kept) == pytest.approx(0.95, abs=0.01)
     assert calibrate([]) == (None, 1.0)
 
