@@ -62,7 +62,7 @@ class Catalog:
         try:
             if database.is_sqlite and not migrate and not database.path.exists():
                 raise CatalogError(
-                    f"there is no catalog at {database.path}",
+                    f"there is no catalog at {database.name}",
                     kept="nothing was created",
                     fix="check the path, or create the store by ingesting into it",
                 )

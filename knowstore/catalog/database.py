@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
@@ -57,6 +58,8 @@ class Database:
     def name(self) -> str:
         """The URL as it may be shown: without any password, and so without what options are set to."""
         shown = self.url.set(query={key: "***" for key in self.url.query if key.isidentifier()})
+        if self.is_sqlite and shown.database:  # a server's URL with a wrong scheme
+            shown = shown.set(database=re.sub("(?s):.*@", ":***@", shown.database))
         return shown.render_as_string(hide_password=True)
 
     def new_engine(self, *, foreign_keys: bool = True) -> Engine:

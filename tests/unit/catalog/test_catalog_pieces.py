@@ -53,6 +53,12 @@ def test_a_catalog_is_shown_without_what_its_options_are_set_to(url: str) -> Non
     assert "s3cret" not in database.name
 
 
+@pytest.mark.parametrize("url", ["sqlite:///:s3cret@host/d", "sqlite:///me:s3cret@host/d", "sqlite:////me:s3:cret@h"])
+def test_a_password_behind_the_scheme_of_a_file_is_not_shown(url: str, tmp_path: Path) -> None:
+    assert "cret" not in Database(url).name
+    assert Database(f"sqlite:///{tmp_path}/a:b").name.endswith("/a%3Ab")
+
+
 def test_revisions_import_nothing_from_knowstore() -> None:
     folder = Path(knowstore._migrations.__file__).parent / "versions"
     revisions = list(folder.glob("[0-9]*.py"))
