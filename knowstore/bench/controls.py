@@ -181,9 +181,7 @@ class ControlBench:
             if self.on_progress is not None:
                 self.on_progress(f"{self.name}: {method}, {control}", step, len(runs))
             if indices:
-                texts = self.answers(method, indices, passages, is_static)
-                forced = self._forced(method, indices, passages, is_static)
-                out.append(self._scored(method, control, indices, texts, forced))
+                out.append(self._row(method, control, indices, passages, is_static))
         return out
 
     def answers(
@@ -197,19 +195,6 @@ class ControlBench:
         for _, prompts, experts in self._asked(method, indices, passages, is_static):
             texts += [one.text for one in generate(llm, prompts, experts, layer, self.generation)]
         return texts
-
-    def _forced(
-        self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
-    ) -> list[float]:
-        """The teacher-forced scores of the first accepted answers, asked as in `answers`."""
-        from knowstore.experts import forced_scores
-
-        llm, layer = self.models.llm, self.models.hypernetwork.config.layer
-        scores: list[float] = []
-        for part, prompts, experts in self._asked(method, indices, passages, is_static):
-            answers = [self.cases[index].answers[0] for index in part]
-            scores += forced_scores(llm, prompts, answers, experts, layer, self.generation)
-        return scores
 
     def _asked(
         self, method: str, indices: list[int], passages: list[int | None] | None, is_static: bool
@@ -266,12 +251,22 @@ class ControlBench:
             self.hits[question, passage] = scored_hit(case.passage.passage_id, item, score)
         return self.hits[question, passage]
 
-    def _scored(
-        self, method: str, control: str, indices: list[int], texts: list[str], forced: list[float]
+    def _row(
+        self, method: str, control: str, indices: list[int], passages: list[int | None] | None, is_static: bool
     ) -> dict[str, object]:
-        accepted = [self.cases[i].answers for i in indices]
-        scores = scored(texts, accepted, self.seed) | share("forced", forced, self.seed)
-        return {"data": self.name, "method": method, "control": control, **scores}
+        """Scores of the answers of a method under a control, and of the first accepted ones."""
+        from knowstore.experts import forced_scores, generate
+
+        llm, layer = self.models.llm, self.models.hypernetwork.config.layer
+        texts: list[str] = []
+        forced: list[float] = []
+        for part, prompts, experts in self._asked(method, indices, passages, is_static):
+            texts += [one.text for one in generate(llm, prompts, experts, layer, self.generation)]
+            firsts = [self.cases[index].answers[0] for index in part]
+            forced += forced_scores(llm, prompts, firsts, experts, layer, self.generation)
+        scores = scored(texts, [self.cases[i].answers for i in indices], self.seed)
+        described = {"data": self.name, "method": method, "control": control}
+        return described | scores | share("forced", forced, self.seed)
 
 
 def _others(cases: Sequence[Case]) -> list[int]:
