@@ -534,9 +534,7 @@ class KnowledgeStore:
             return VerifyReport(True, (), {})
         if not repair:
             return _verification.verify(self.catalog, self._tables, self._on_progress)
-        with self._tables.lock(), self.catalog.writer():
-            self._tables.sweep()
-            self._follow(self.catalog.setting("fingerprints"))
+        with self._locked():
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
 
@@ -682,11 +680,17 @@ class KnowledgeStore:
         return batch, model_seconds
 
     @contextmanager
-    def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
-        """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
+    def _locked(self) -> Iterator[None]:
+        """Keep all other writers away, and take up what they did."""
         with self._tables.lock(), self.catalog.writer():
             self._tables.sweep()
             self._follow(self.catalog.setting("fingerprints"))
+            yield
+
+    @contextmanager
+    def _writer(self, *, keep_staged: bool = False) -> Iterator[None]:
+        """Be the one writer; what a dead one left is discarded first, or kept for an ingest to go on with."""
+        with self._locked():
             if self._tables.are_there:
                 _upkeep.finish(self.catalog, self._tables.passages(), self._tables.banks())
             staged = self.catalog.staged()
