@@ -27,8 +27,8 @@ N_READ = 8
 UNREAD = -1e4
 """The logit of a sentence of which no token was read."""
 PASSAGE_TEMPERATURE = 0.5
-"""What the late reranker's scores are divided by in Eq. 9: of 1, 0.5 and 0.25 the one that answered best with 4 and 8
-passages mounted, on 150 questions of Natural Questions' training part among 10,288 passages of training data."""
+"""What the late reranker's scores are divided by in Eq. 9; chosen for the answers with 4 and 8 passages mounted, on
+questions and passages of training data."""
 
 _QUESTION_TOKENS = 48
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
