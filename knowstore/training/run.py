@@ -26,7 +26,8 @@ from knowstore.training.data import QuestionRow, TrainingData
 from knowstore.training.losses import Pointers, pointers, pointing_accuracy, pointing_loss, silence_loss
 
 _MAX_QUESTION_TOKENS = 96
-_KNOWN_SHARE = 0.3
+_KNOWN_SHARE = 0.1  # of the questions, in Eq. 5: all relevance on the sentence that answers
+_WORDS_SHARE = 0.85  # of the others: relevance of words, as served by default; else of sentences
 _BUCKET = 256  # passages sorted by length together, so that little is padded
 
 
@@ -308,7 +309,7 @@ class TokensRun(Run):
 
     def _served_weights(self, batch: Batch, own: Tensor, other: Tensor, T: int, draw: random.Random) -> Tensor:
         """Relevance of each neuron of the own and of another passage, (Q, 2T), as rerankers give it: of a share of the
-        questions all of it is on the right sentence, the others' is at the grain of sentences or of words."""
+        questions all of it is on the right sentence, the others' is at the grain of words or of sentences."""
         weights = torch.zeros(len(batch.rows), 2 * T)
         for row, (_, question) in enumerate(batch.rows):
             pair = [batch.passages[int(own[row])], batch.passages[int(other[row])]]
@@ -319,7 +320,7 @@ class TokensRun(Run):
             if self.reranker is None:
                 found = self._drawn_weights(question, pair, draw)
             else:
-                found = self.reranked_weights(self.reranker, question, pair, is_of_words=draw.random() < 0.5)
+                found = self.reranked_weights(self.reranker, question, pair, is_of_words=draw.random() < _WORDS_SHARE)
             for start, passage, some in zip((0, T), pair, found, strict=True):
                 first = self.passages[passage].spans[0][0]
                 weights[row, start + first : start + first + len(some)] = torch.tensor(some)
