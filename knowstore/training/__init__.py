@@ -2,6 +2,7 @@
 
 from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_passages, read_rows
 from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_hypernetwork
+from knowstore.training.ranks import Ranks, joined_ranks
 from knowstore.training.reranker import (
     Judged,
     RerankerProgress,
@@ -17,6 +18,7 @@ from knowstore.training.reranker import (
 __all__ = [
     "Judged",
     "QuestionRow",
+    "Ranks",
     "RerankerProgress",
     "RerankerTrainingConfig",
     "TrainingConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "accuracies",
     "calibrate",
     "calibrate_words",
+    "joined_ranks",
     "judge",
     "load_questions",
     "mine",
