@@ -19,7 +19,7 @@ from .session import Session, given
 if TYPE_CHECKING:
     from knowstore.experts import FrozenLLM, Hypernetwork, ReaderHypernetwork
     from knowstore.retrieval import JointReranker
-    from knowstore.training import Ranks, RerankerProgress, TrainingProgress
+    from knowstore.training import Ranks, RerankerProgress, TrainingData, TrainingProgress
 
 Data = Annotated[
     list[Path],
@@ -35,6 +35,7 @@ LearningRate = Annotated[float | None, typer.Option(help="The highest learning r
 Seed = Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")]
 
 _UNKNOWN = "not validated"
+_LORA_RATE = 2e-4
 
 train = group(
     "train",
@@ -343,20 +344,34 @@ def reranker(
     batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
     seed: Seed = None,
     n_negatives: Annotated[int | None, typer.Option(help="Passages that do not answer, for each question.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="A reranker to fine-tune: a directory or a hub id of the BGE family or alike.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="With --base: rank of the updates to its linear layers; else all weights.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="With --base: the highest learning rate.")] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
 
-    It starts from the retriever's encoder and finds passages that do not answer with the store's own searches. The
-    same command goes on from the last checkpoint of a run that was cut off. Use the result with
+    It starts from the retriever's encoder and finds passages that do not answer with the store's own searches. With
+    `--base` a published reranker is fine-tuned instead: a sequence classifier with one label such as
+    `BAAI/bge-reranker-base`, or a causal language model that says Yes such as `BAAI/bge-reranker-v2-gemma`. The same
+    command goes on from the last checkpoint of a run that was cut off. Use the result with
     `knowstore --reranker FOLDER`.
     """
+    if base is not None:
+        chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
+        _fine_tune(session, data, output, base, lora_rank, chosen | given(learning_rate=learning_rate))
+        return
+    if lora_rank is not None or learning_rate is not None:
+        raise typer.BadParameter("goes with --base", param_hint="--lora-rank or --learning-rate")
     import torch
 
     from knowstore.encoders import load_base
-    from knowstore.models import choose_device, choose_dtype, resolve
-    from knowstore.retrieval import JointModel, Retriever
+    from knowstore.models import choose_device, resolve
+    from knowstore.retrieval import JointModel
     from knowstore.sources import sentence_spans
-    from knowstore.store import passage_search
     from knowstore.training import RerankerTrainingConfig, load_questions, train_reranker
 
     work = output / "training"
@@ -367,17 +382,15 @@ def reranker(
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
-    base = str(resolved.path) if resolved.origin == "directory" else models.retriever
+    encoder_name = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
     with ExitStack() as stack:
         search = None
         if config.n_negatives:
-            encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
-            texts = [(one.title, one.text) for one in rows.passages]
-            search = stack.enter_context(passage_search(encoder, texts, session.output.progress))
+            search = stack.enter_context(_search(session, rows))
         trained, kept = train_reranker(
-            model, rows, search, config, work, base=base,
+            model, rows, search, config, work, base=encoder_name,
             on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
         )  # fmt: skip
     quality = _reranker_quality(kept)
@@ -395,9 +408,67 @@ def reranker(
     session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
 
 
+def _fine_tune(
+    session: Session, data: list[Path], output: Path, base: str, lora_rank: int | None, chosen: dict[str, Any]
+) -> None:
+    """Fine-tune a published reranker of pairs."""
+    import torch
+
+    from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
+    from knowstore.retrieval import load_pairs
+    from knowstore.sources import sentence_spans
+    from knowstore.training import PairTrainingConfig, load_questions, train_pairs
+
+    work = output / "training"
+    session.kept = f"the last checkpoint in {work}"
+    rows = load_questions(data, sentence_spans)
+    config = PairTrainingConfig(**({"learning_rate": _LORA_RATE} if lora_rank else {}) | chosen)
+    models = session.model_config()
+    device = choose_device(models.device)
+    resolved = resolve(base, "reranker", progress=session.output.progress)
+    torch.manual_seed(config.seed)
+    model = load_pairs(resolved.path, device)
+    if lora_rank is not None:
+        model.use_lora(lora_rank)
+    with _search(session, rows) as search:
+        kept = train_pairs(
+            model, rows, search, config, work, base_digest=directory_fingerprint(resolved.path),
+            is_bfloat16=choose_dtype(models.dtype, device) == torch.bfloat16,
+            on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
+        )  # fmt: skip
+    model.save(output)
+    n_bytes = sum(file.stat().st_size for file in output.glob("*.safetensors"))
+    record: dict[str, Any] = {
+        "output": str(output), "steps": kept.step, "seconds": kept.seconds, "loss": kept.loss,
+        "sentence_accuracy": None, "gold_first": kept.gold_first,
+        "null_threshold": None, "temperature": None, "size_bytes": n_bytes,
+    }  # fmt: skip
+    summary = f"{kept.step:,} steps, {kept.seconds:.0f} s, {size(n_bytes)}; {_reranker_quality(kept)}"
+    session.output.result(record, f"{output}: {summary}", [output])
+    session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
+
+
+@contextmanager
+def _search(session: Session, rows: TrainingData) -> Iterator[Callable[[str], list[int]]]:
+    """What finds the passages of the questions, for hard negatives."""
+    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.retrieval import Retriever
+    from knowstore.store import passage_search
+
+    models = session.model_config()
+    device = choose_device(models.device)
+    found = resolve(models.retriever, "retriever", progress=session.output.progress)
+    encoder = Retriever.load(found.path, device, choose_dtype(models.dtype, device))
+    texts = [(one.title, one.text) for one in rows.passages]
+    with passage_search(encoder, texts, session.output.progress) as search:
+        yield search
+
+
 def _reranker_quality(progress: RerankerProgress) -> str:
     """How good it is on the questions that were kept out."""
-    if progress.sentence_accuracy is None:
-        return _UNKNOWN
-    first = "" if progress.gold_first is None else f" and its passage comes first in {progress.gold_first:.0%}"
-    return f"on questions kept out, the sentence that answers is found in {progress.sentence_accuracy:.0%}{first}"
+    parts = []
+    if progress.sentence_accuracy is not None:
+        parts.append(f"the sentence that answers is found in {progress.sentence_accuracy:.0%}")
+    if progress.gold_first is not None:
+        parts.append(f"its passage comes first in {progress.gold_first:.0%}")
+    return f"on questions kept out, {' and '.join(parts)}" if parts else _UNKNOWN

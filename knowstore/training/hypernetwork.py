@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from knowstore.errors import TrainingError
@@ -28,6 +27,7 @@ from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.experts.reader import ReaderHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
+from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import TrainingData
 from knowstore.training.extent import fraction_done, n_kept_out, no_steps
 from knowstore.training.pooled import PooledRun
@@ -436,26 +436,16 @@ class _Loop:
         self.saved = time.monotonic()
         if not self.ranks.is_first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weights/{name}": t for name, t in self.run.network.own_tensors().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors = {f"weights/{name}": tensor for name, tensor in self.run.network.own_tensors().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        name = f"step-{self.done}.safetensors"
-        save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, self.folder / name)
         described = {
-            "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
+            "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
             "config": asdict(self.config),
             "answering_from": self.answering_from, "answering_since": self.answering_since,
             "made_with": self._made_with(), "kept": None if self.kept is None else asdict(self.kept),
             "n_worse": self.n_worse,
         }  # fmt: skip
-        temporary = self.folder / "run.json.new"
-        temporary.write_text(json.dumps(described), "utf-8")
-        temporary.replace(self.folder / "run.json")
-        for old in self.folder.glob("step-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        write_checkpoint(self.folder, self.done, described, tensors, self.optimizer)
 
     def resume(self) -> bool:
         """Go on from the checkpoint, if there is one.
@@ -463,9 +453,10 @@ class _Loop:
         Raises:
             TrainingError: it is of a run with other settings.
         """
-        described, tensors = self.ranks.of_first(self._saved() if self.ranks.is_first else ({}, {}))
-        if not described:
+        found = self.ranks.of_first(read_checkpoint(self.folder) if self.ranks.is_first else None)
+        if found is None:
             return False
+        described = found.described
         settings = TrainingConfig(**described["config"])
         settings = replace(settings, batches_per_step=settings.batches_per_step or 1)
         if described.get("made_with") != self._made_with() or settings != self.config:
@@ -473,28 +464,15 @@ class _Loop:
                 f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
-        weights = {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
-        self.run.network.load_state_dict(weights, strict=False)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer/"):
-                _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.run.network.load_state_dict(found.of("weights"), strict=False)
+        found.restore(self.optimizer)
         self.epoch, self.position = described["epoch"], described["position"]
         self.done, self.started = described["step"], time.monotonic() - described["seconds"]
         self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
-        self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
+        self.best = found.of("best")
         self.kept = None if described["kept"] is None else TrainingProgress(**described["kept"])
         self.n_worse = described["n_worse"]
         return True
-
-    def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the checkpoint holds, nothing where there is none."""
-        if not (self.folder / "run.json").exists():
-            return {}, {}
-        described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
-        return described, load_file(self.folder / described["file"])
 
     def _made_with(self) -> dict[str, Any]:
         """What beside the settings decides how a run goes on."""
