@@ -181,8 +181,7 @@ def _network(
     session: Session, llm: FrozenLLM, start: str | None, kind: str, layer: int, max_norm: float | None
 ) -> Hypernetwork:
     """The trained hypernetwork `start`, or a new one."""
-    from knowstore.encoders import load_base
-    from knowstore.experts import PooledConfig, PooledHypernetwork, TokensConfig, TokensHypernetwork, load_hypernetwork
+    from knowstore.experts import load_hypernetwork, new_hypernetwork
     from knowstore.models import resolve
 
     if start is not None:
@@ -190,20 +189,10 @@ def _network(
         network = load_hypernetwork(path, device=str(llm.device), base=_encoder(session))
         _check_fits(start, network, llm, kind)
         return network
-    if kind == "pooled":
-        return PooledHypernetwork(PooledConfig(llm.width, layer=layer, max_norm=max_norm)).to(llm.device)
     reference = session.model_config().retriever
     encoder = resolve(reference, "retriever", progress=session.output.progress)
-    base = load_base(encoder.path)
-    sizes = TokensConfig(
-        width=llm.width,
-        layer=layer,
-        encoder_width=base.width,
-        base=str(encoder.path) if encoder.origin == "directory" else reference,
-        base_digest=base.digest,
-        max_norm=max_norm,
-    )
-    return TokensHypernetwork(sizes, base).to(llm.device)
+    name = str(encoder.path) if encoder.origin == "directory" else reference
+    return new_hypernetwork(kind, llm, encoder=encoder.path, reference=name, layer=layer, max_norm=max_norm)
 
 
 @contextmanager
