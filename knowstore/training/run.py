@@ -295,6 +295,14 @@ class TokensRun(Run):
             signals,
         )
 
+    def _of_a_sentence(self, batch: Batch, chosen: Tensor, T: int, draw: random.Random) -> Tensor:
+        """The relevance (Q, T) of the neurons of passages, all of it on one sentence of each."""
+        weights = torch.zeros(len(chosen), T)
+        for row, position in enumerate(chosen.tolist()):
+            first, last = draw.choice(self.passages[batch.passages[position]].spans)
+            weights[row, first:last] = 1.0
+        return weights
+
     @torch.no_grad()
     def validated(self, batch: Batch, *, is_own: bool) -> Given:
         """The sentence that holds the answer alone, or a sentence of another passage."""
@@ -382,14 +390,6 @@ class TokensRun(Run):
             for start, passage, some in zip((0, T), pair, found, strict=True):
                 first = self.passages[passage].spans[0][0]
                 weights[row, start + first : start + first + len(some)] = torch.tensor(some)
-        return weights
-
-    def _of_a_sentence(self, batch: Batch, chosen: Tensor, T: int, draw: random.Random) -> Tensor:
-        """The relevance (Q, T) of the neurons of passages, all of it on one sentence of each."""
-        weights = torch.zeros(len(chosen), T)
-        for row, position in enumerate(chosen.tolist()):
-            first, last = draw.choice(self.passages[batch.passages[position]].spans)
-            weights[row, first:last] = 1.0
         return weights
 
     def _drawn_weights(self, question: int, pair: Sequence[int], draw: random.Random) -> list[list[float]]:

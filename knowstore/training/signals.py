@@ -62,10 +62,6 @@ class Signals:
     teacher: Teacher | None = None
 
     @property
-    def are_on(self) -> bool:
-        return bool(self.distil_weight or self.needs_another)
-
-    @property
     def needs_another(self) -> bool:
         """Whether another passage's expert is mounted."""
         return bool(self.contrast_weight or self.nothing_weight)
