@@ -17,12 +17,13 @@ from knowstore.audits import Selection, add_probes, run_audit, summarise, write_
 from knowstore.bench.corpus import read_questions
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import holds_answer, normalise
+from knowstore.evaluation import normalise
 from knowstore.records import Mode, Passage, Probe
 from knowstore.store import KnowledgeStore
 from knowstore.training import read_passages, read_rows
 
 _WHOLE = SplitConfig(words=100_000)  # a row is a passage
+_MOST_ALIKE = 10  # answers, or more where questions are equally alike, of which one takes the place of another
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,15 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
 
     From the second batch on a share of the passages are updates (an older passage of which the first answer is
     exchanged, in its place) and contradictions (the same, beside the older one), and a share of older passages is
-    removed. Answers are exchanged for ones of like form from other passages.
+    removed. Answers are exchanged for ones of like form to like questions on other passages.
 
     Raises:
         ConfigError: too few passages for so many batches.
     """
     draw = random.Random(config.seed)
     fresh = draw.sample(list(facts), len(facts))
-    pool = sorted({answers[0] for fact in facts for _, answers in fact.questions})
+    asked = sorted({(question, answers[0]) for fact in facts for question, answers in fact.questions})
+    pool = [_Asked.read(question, answer) for question, answer in asked]
     sources: dict[str, list[Fact]] = {}
     for number in range(1, config.n_batches + 1):
         old = [(name, fact) for name, some in sources.items() for fact in some if fact.questions]
@@ -162,20 +164,35 @@ def _spare_last(removed: list[Placed], sources: Mapping[str, Sequence[Fact]]) ->
     return [(place, fact) for place, fact in removed if counts[place] < len(sources[place])]
 
 
-def _twin(fact: Fact, pool: Sequence[str], draw: random.Random) -> Fact:
-    """The same passage with another first answer; of its other questions those stay whose answer is still there."""
+@dataclass(frozen=True)
+class _Asked:
+    """An answer, as it is compared, what it must share with another to stand in for it (numbers, names, length), and
+    the words of its question."""
+
+    answer: str
+    normalised: str
+    form: tuple[bool, bool, bool]
+    words: frozenset[str]
+
+    @classmethod
+    def read(cls, question: str, answer: str) -> _Asked:
+        plain = normalise(answer)
+        form = any(letter.isdigit() for letter in answer), answer[:1].isupper(), len(plain.split()) > 2
+        return cls(answer, plain, form, frozenset(normalise(question).split()))
+
+
+def _twin(fact: Fact, pool: Sequence[_Asked], draw: random.Random) -> Fact:
+    """The same passage with another first answer, one of the most alike in form and question among those of a pool;
+    of its other questions those stay whose answer is still there."""
     (question, (answer, *_)), *others = fact.questions
-    text = fact.passage.text
-    alike = [one for one in pool if _form(one) == _form(answer) and not holds_answer(text, [one])] or list(pool)
-    other = draw.choice(alike)
-    passage = replace(fact.passage, text=text.replace(answer, other))
+    own, text = _Asked.read(question, answer), f" {normalise(fact.passage.text)} "
+    alike = [one for one in pool if one.form == own.form and f" {one.normalised} " not in text] or list(pool)
+    shared = [len(one.words & own.words) / max(1, len(one.words | own.words)) for one in alike]
+    least = sorted(shared, reverse=True)[:_MOST_ALIKE][-1]
+    other = draw.choice([one.answer for one, share in zip(alike, shared, strict=True) if share >= least])
+    passage = replace(fact.passage, text=fact.passage.text.replace(answer, other))
     kept = [(asked, answers) for asked, answers in others if answers[0] in passage.text]
     return Fact(passage, ((question, (other,)), *kept))
-
-
-def _form(answer: str) -> tuple[bool, bool, bool]:
-    """What answers must share to stand in for each other: numbers, names, length."""
-    return any(letter.isdigit() for letter in answer), answer[:1].isupper(), len(normalise(answer).split()) > 2
 
 
 def run_edits(

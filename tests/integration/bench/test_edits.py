@@ -46,6 +46,27 @@ def test_batches_hold_the_shares_that_were_asked_for() -> None:
     assert max(questions.values()) > 1
 
 
+def test_an_answer_is_exchanged_for_one_to_a_like_question() -> None:
+    births = [
+        Fact(
+            Passage(f"Ann {letter}. was born in {letter}ville.", letter),
+            ((f"Where was Ann {letter} born?", (f"{letter}ville",)),),
+        )
+        for letter in "ABCDEFGHIJKLMNOPQRST"
+    ]
+    trades = [
+        Fact(
+            Passage(f"Bob {letter}. is a {letter}smith.", letter),
+            ((f"What is the trade of Bob {letter}?", (f"{letter}smith",)),),
+        )
+        for letter in "ABCDEFGHIJKLMNOPQRST"
+    ]
+    config = EditsConfig(n_batches=3, n_passages=12, updates=0.3, removals=0.0, contradictions=0.3)
+    for step in make_steps([*births, *trades], config):
+        for probe in step.probes:
+            assert probe.answers[0].endswith("ville" if probe.question.startswith("Where") else "smith")
+
+
 def test_a_corpus_fills_what_questions_lack(tmp_path: Path) -> None:
     file = tmp_path / "corpus.jsonl"
     rows = [{"title": fact.passage.title, "text": fact.passage.text} for fact in facts(90)]
