@@ -217,9 +217,7 @@ def test_a_run_is_trained_by_the_signals_that_it_is_given(
 ) -> None:
     seen: list[TrainingProgress] = []
     settings = TrainingConfig(steps=3, pointing_share=0.0, static_steps=1, n_held_out=0, **dict.fromkeys(WEIGHTS, 0.5))
-    train_hypernetwork(
-        tokens, tiny_llm, data, settings, tmp_path, is_started=True, teacher=reader, on_progress=seen.append
-    )
+    train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader, on_progress=seen.append)
     assert [one.distil is None for one in seen] == [True, False, False]  # the static expert is trained by Eq. 5 alone
     line = json.loads((tmp_path / "log.jsonl").read_text("utf-8").splitlines()[-1])
     assert all(line[name] > 0 for name in ("distil", "contrast", "nothing"))
@@ -227,7 +225,7 @@ def test_a_run_is_trained_by_the_signals_that_it_is_given(
     with torch.no_grad():
         reader.query_up[0].add_(1)
     with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
-        train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, is_started=True, teacher=reader)
+        train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader)
 
 
 def test_signals_that_cannot_be_had_are_refused(
