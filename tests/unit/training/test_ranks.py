@@ -104,7 +104,7 @@ def test_the_first_alone_writes(ran: Ran) -> None:
 
 
 def test_the_clock_of_the_first_ends_the_run_of_both(ran: Ran) -> None:
-    assert ran.told(0)["clock"] == ran.told(1)["clock"] > 1
+    assert ran.told(0)["clock"] == ran.told(1)["clock"] >= 1  # by its own the second would have taken no step
 
 
 def test_the_command_trains_in_both_and_speaks_in_the_first(ran: Ran) -> None:
