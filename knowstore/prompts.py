@@ -14,8 +14,13 @@ def question_prompt(question: str) -> str:
 
 
 def passages_prompt(passages: Sequence[tuple[str, str]]) -> str:
-    """What stands before the question when passages are read as well: (title, text) pairs, each on its own line."""
-    lines = [f"Passage: {title + '. ' if title else ''}{text}" for title, text in passages]
+    """What stands before the question when passages are read as well.
+
+    Args:
+        passages: (title, text), the likeliest first. Each takes a line, the likeliest the last one: a small model reads
+            best what stands beside the question.
+    """
+    lines = [f"Passage: {title + '. ' if title else ''}{text}" for title, text in reversed(passages)]
     return "\n".join(" ".join(line.split()) for line in lines) + "\n"
 
 

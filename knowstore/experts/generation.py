@@ -133,15 +133,18 @@ def generate(
 
 
 def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[PromptRow]:
-    """Prompts as token ids that leave room for `n_new` more: what is too long loses the end of what stands before its
-    question, then the beginning of the question."""
+    """Prompts as token ids that leave room for `n_new` more: what is too long loses the beginning of what stands before
+    its question, which is the least likely passage's, then the beginning of the question."""
     limit = _max_prompt_tokens(llm, n_new)
+    first = llm.prompt_ids("")  # what the tokenizer sets before a text
     rows = []
     for prompt in prompts:
         question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
         before = llm.prompt_ids(prompt.before) if prompt.before else []
         n_cut = max(0, len(before) + len(question) - limit)
-        before = before[: max(0, len(before) - n_cut)]
+        n_kept = max(0, len(before) - n_cut)
+        n_first = min(n_kept, len(first)) if before[: len(first)] == first else 0
+        before = before[:n_first] + before[len(before) - n_kept + n_first :]
         rows.append(PromptRow(before + question[-limit:], len(before), n_cut, max(0, len(question) - limit)))
     return rows
 

@@ -12,6 +12,8 @@ from transformers import DynamicCache, PreTrainedModel, TextIteratorStreamer
 
 from knowstore.config import GenerationConfig
 from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, generate, mount
+from knowstore.experts.generation import prompt_rows
+from knowstore.prompts import passages_prompt, question_prompt
 
 LAYER, N_NEW = 1, 6
 MakeExpert = Callable[..., Expert]
@@ -200,3 +202,25 @@ def test_a_model_that_would_stop_goes_on_to_the_least_number_of_tokens(tiny_llm:
     [short] = generate(llm, [Prompt("", text)], None, LAYER, GenerationConfig(max_tokens=N_NEW))
     [long] = generate(llm, [Prompt("", text)], None, LAYER, GenerationConfig(max_tokens=N_NEW, min_tokens=N_NEW))
     assert len(long.text) > len(short.text)
+
+
+def test_the_likeliest_passage_stands_beside_the_question_and_is_the_last_to_be_cut(tiny_llm: FrozenLLM) -> None:
+    passages = [("Rome", "Rome was founded by Romulus."), ("Rhône", "The river Rhône ends in the sea. " * 300)]
+    question = question_prompt(TEXTS[0])
+    [row] = prompt_rows(tiny_llm, [Prompt(passages_prompt(passages), question)], N_NEW)
+    ids = tiny_llm.prompt_ids(question, is_start=False)
+    likeliest = tiny_llm.prompt_ids(passages_prompt(passages[:1]), is_start=False)
+    assert row.n_cut > 0
+    assert row.n_question_cut == 0
+    assert len(row.ids) == tiny_llm.model.config.max_position_embeddings - N_NEW
+    assert row.ids[row.start :] == ids
+    assert row.ids[row.start - len(likeliest) : row.start] == likeliest
+    first = tiny_llm.prompt_ids("")
+    assert row.ids[: len(first)] == first
+
+
+def test_a_question_as_long_as_the_model_leaves_no_room_for_passages(tiny_llm: FrozenLLM) -> None:
+    question = question_prompt("Who founded Rome " * 600)
+    [row] = prompt_rows(tiny_llm, [Prompt(passages_prompt([("Rome", "Romulus.")]), question)], N_NEW)
+    assert len(row.ids) == tiny_llm.model.config.max_position_embeddings - N_NEW
+    assert (row.start, row.ids) == (0, tiny_llm.prompt_ids(question, is_start=False)[-len(row.ids) :])
