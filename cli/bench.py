@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ from knowstore.records import Mode
 from .audit import describe_all
 from .registration import command, group
 from .session import Session, given
+
+_LAYERS = (4, 8, 12, 16, 20)
 
 bench = group(
     "bench", "Measure what experts carry, and how long questions take.", "knowstore bench controls --data qa.jsonl"
@@ -208,6 +210,47 @@ def answers(
         on_progress=session.output.progress, **given(top_ks=top_k or None),
     )  # fmt: skip
     _finish(session, found, output, "answers", plot_answers)
+
+
+@command(bench, example="knowstore bench layers --train train.jsonl.gz --data qa.jsonl --output layers")
+def layers(
+    session: Session,
+    train: Annotated[
+        list[Path],
+        typer.Option(help="QA rows {question, answers, passage: {title, text}} to train on; may be repeated."),
+    ],
+    data: Annotated[list[Path], typer.Option(help="QA rows that are asked, of other passages; may be repeated.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the hypernetworks, layers.json and, with the extra `plots`, layers.png.")
+    ],
+    layer: Annotated[
+        list[int] | None, typer.Option(help="A 0-based decoder block; may be repeated. 4, 8, 12, 16, 20 if not given.")
+    ] = None,
+    kind: Annotated[Literal["tokens", "pooled"], typer.Option(help="The default's design, or the paper's.")] = "tokens",
+    minutes: Annotated[float, typer.Option(help="How long to train for each layer.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps for each, instead of minutes.")] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each file that are asked.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the first weights, the order of training, and the questions.")] = 0,
+) -> None:
+    """Train a hypernetwork for each of several layers, and compare what their experts carry (the paper's Figure 3).
+
+    A row's gains are the right passage's expert minus another's. Interrupted, it goes on where it was when it is run
+    again with the same options and files; with others it refuses.
+    """
+    from knowstore.bench import LayersConfig, can_plot, plot_layers, run_layers
+    from knowstore.training import TrainingConfig
+
+    session.kept = "every layer that was trained; run the same command again to go on"
+    training = TrainingConfig(minutes=minutes, steps=steps, seed=seed)
+    config = LayersConfig(tuple(layer or _LAYERS), kind, training, limit, seed)
+    found: dict[str, Any] = run_layers(
+        train, data, output, config=config, models=session.model_config(), on_progress=session.output.progress
+    )
+    if can_plot():
+        plot_layers(found["rows"], output / "layers.png")
+    else:
+        session.output.hint("for a picture: pip install 'knowstore[plots]'")
+    _finish(session, found)
 
 
 @command(bench, example="knowstore bench edits --data qa.jsonl --batches 4 --passages 10 --output edits")

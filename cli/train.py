@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,14 +12,14 @@ import typer
 
 from knowstore.errors import HypernetworkError
 
-from .output import size
+from .output import Output, size
 from .registration import command, group
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore.experts import FrozenLLM, Hypernetwork
+    from knowstore.experts import FrozenLLM, Hypernetwork, ReaderHypernetwork
     from knowstore.retrieval import JointReranker
-    from knowstore.training import RerankerProgress, TrainingProgress
+    from knowstore.training import Ranks, RerankerProgress, TrainingData, TrainingProgress
 
 Data = Annotated[
     list[Path],
@@ -35,6 +35,7 @@ LearningRate = Annotated[float | None, typer.Option(help="The highest learning r
 Seed = Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")]
 
 _UNKNOWN = "not validated"
+_LORA_RATE = 2e-4
 
 train = group(
     "train",
@@ -58,6 +59,9 @@ def hypernetwork(
     pointing_share: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of the run for the keys of `tokens`.")
     ] = None,
+    static_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the static expert alone, before the rest of answering.")
+    ] = None,
     kind: Annotated[Literal["tokens", "pooled"], typer.Option(help="The default's design, or the paper's.")] = "tokens",
     recipe: Annotated[
         Literal["ours", "paper"], typer.Option(help="The paper's is one epoch of Eq. 5, AdamW, cosine from 1e-4.")
@@ -68,64 +72,56 @@ def hypernetwork(
     start: Annotated[
         str | None, typer.Option("--from", help="A trained hypernetwork to go on from; it brings layer and bound.")
     ] = None,
+    batches_per_step: Annotated[
+        int | None, typer.Option(min=1, help="Batches whose losses a step averages; one for each process.")
+    ] = None,
+    distil_weight: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of answering as the reader does, passage in its prompt; or 0.")
+    ] = None,
+    contrast_weight: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of answers being likelier than with another's expert; or 0.")
+    ] = None,
+    nothing_weight: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of another passage's expert changing nothing; or 0.")
+    ] = None,
 ) -> None:
     """Train a hypernetwork for an LLM: `tokens` on where answers stand, then by Eq. 5; `pooled` by Eq. 5 alone.
 
     The encoder of `tokens` starts from the retriever's, and its experts are weighed by the reranker, where that reads
     passages without their vectors. The same command goes on from the last checkpoint of a run that was cut off.
     Use the result with `knowstore --hypernetwork FOLDER`.
+
+    Several processes train together when `torchrun --no-python --nproc-per-node N` starts the command: with a GPU for
+    each, or on the CPU.
     """
     import torch
 
-    from knowstore.encoders import load_base
-    from knowstore.experts import (
-        PooledConfig,
-        PooledHypernetwork,
-        TokensConfig,
-        TokensHypernetwork,
-        load_hypernetwork,
-    )
-    from knowstore.models import resolve
     from knowstore.sources import sentence_spans
     from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
     work = output / "training"
     session.kept = f"the last checkpoint in {work}"
     rows = load_questions(data, sentence_spans)
-    wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions}
-    rates = {"learning_rate": learning_rate, "pointing_share": pointing_share}
+    wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions, "static_steps": static_steps}
+    rates = {"learning_rate": learning_rate, "pointing_share": pointing_share, "batches_per_step": batches_per_step}
+    signals = {"distil_weight": distil_weight, "contrast_weight": contrast_weight, "nothing_weight": nothing_weight}
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
-    config = replace(recipes[recipe], **given(**wanted, **rates, seed=seed, patience=patience))
+    config = replace(recipes[recipe], **given(**wanted, **rates, **signals, seed=seed, patience=patience))
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
-    models = session.model_config()
-    llm, name = _llm(session)
-    torch.manual_seed(config.seed)
-    network: Hypernetwork
-    if start is not None:
-        network = load_hypernetwork(resolve(start, "hypernetwork").path, device=str(llm.device), base=_encoder(session))
-        _check_fits(start, network, llm, kind)
-    elif kind == "pooled":
-        network = PooledHypernetwork(PooledConfig(llm.width, layer=layer, max_norm=max_norm)).to(llm.device)
-    else:
-        encoder = resolve(models.retriever, "retriever", progress=session.output.progress)
-        base = load_base(encoder.path)
-        sizes = TokensConfig(
-            width=llm.width,
-            layer=layer,
-            encoder_width=base.width,
-            base=str(encoder.path) if encoder.origin == "directory" else models.retriever,
-            base_digest=base.digest,
-            max_norm=max_norm,
-        )
-        network = TokensHypernetwork(sizes, base).to(llm.device)
-    reranker = _joint_reranker(session, llm) if kind == "tokens" else None
-    kept = train_hypernetwork(
-        network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
-        on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
-    )  # fmt: skip
-    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
-    session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
+    with _together(session) as ranks:
+        llm, name = _llm(session)
+        torch.manual_seed(config.seed)
+        network = _network(session, llm, start, kind, layer, max_norm)
+        reranker = _joint_reranker(session, llm) if kind == "tokens" else None
+        kept = train_hypernetwork(
+            network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
+            teacher=_teacher(session, llm) if config.distil_weight else None, ranks=ranks,
+            on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
+        )  # fmt: skip
+    if ranks.is_first:
+        _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
+        session.output.hint(f"use it with `knowstore --hypernetwork {output}`; {work} may be deleted")
 
 
 @command(train, example="knowstore train reader --data train.jsonl.gz --output my-reader --minutes 20")
@@ -161,22 +157,74 @@ def reader(
     )
     config = replace(TrainingConfig(), **chosen)
     models = session.model_config()
-    llm, name = _llm(session)
-    found = resolve(models.hypernetwork, "hypernetwork", progress=session.output.progress)
-    beside = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
-    _check_fits(models.hypernetwork, beside, llm, beside.config.kind)
-    torch.manual_seed(config.seed)
-    sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
-    network = ReaderHypernetwork(sizes).to(llm.device)
-    network.start_from(beside)
-    reranker = _joint_reranker(session, llm)
-    kept = train_hypernetwork(
-        network, llm, rows, config, work, reranker=reranker,
-        beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
-        on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
+    with _together(session) as ranks:
+        llm, name = _llm(session)
+        found = resolve(models.hypernetwork, "hypernetwork", progress=session.output.progress)
+        beside = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
+        _check_fits(models.hypernetwork, beside, llm, beside.config.kind)
+        torch.manual_seed(config.seed)
+        sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
+        network = ReaderHypernetwork(sizes).to(llm.device)
+        network.start_from(beside)
+        reranker = _joint_reranker(session, llm)
+        kept = train_hypernetwork(
+            network, llm, rows, config, work, reranker=reranker, ranks=ranks,
+            beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
+            on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
+        )  # fmt: skip
+    if ranks.is_first:
+        _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
+        session.output.hint(f"use it with `knowstore --reader {output}`; {work} may be deleted")
+
+
+def _network(
+    session: Session, llm: FrozenLLM, start: str | None, kind: str, layer: int, max_norm: float | None
+) -> Hypernetwork:
+    """The trained hypernetwork `start`, or a new one."""
+    from knowstore.experts import load_hypernetwork, new_hypernetwork
+    from knowstore.models import resolve
+
+    if start is not None:
+        path = resolve(start, "hypernetwork").path
+        network = load_hypernetwork(path, device=str(llm.device), base=_encoder(session))
+        _check_fits(start, network, llm, kind)
+        return network
+    reference = session.model_config().retriever
+    encoder = resolve(reference, "retriever", progress=session.output.progress)
+    name = str(encoder.path) if encoder.origin == "directory" else reference
+    return new_hypernetwork(kind, llm, encoder=encoder.path, reference=name, layer=layer, max_norm=max_norm)
+
+
+@contextmanager
+def _together(session: Session) -> Iterator[Ranks]:
+    """The processes that `torchrun` started to train together, of which the first alone says anything but errors."""
+    from knowstore.models import choose_device
+    from knowstore.training import joined_ranks
+
+    with joined_ranks(choose_device(session.model_config().device)) as ranks:
+        if not ranks.is_first:
+            session.output = Output(is_quiet=True)
+            session.output.progress.is_shown = False
+        yield ranks
+
+
+def _teacher(session: Session, llm: FrozenLLM) -> ReaderHypernetwork | None:
+    """The configured reader, None for `none`."""
+    from knowstore.experts import ReaderHypernetwork, load_hypernetwork
+    from knowstore.models import NO_READER, resolve
+
+    reference = session.model_config().reader
+    if reference == NO_READER:
+        return None
+    found = resolve(reference, "reader", progress=session.output.progress)
+    loaded = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
+    _check_fits(reference, loaded, llm, "reader")
+    if isinstance(loaded, ReaderHypernetwork) and loaded.config.n_blocks == llm.n_layers:
+        return loaded
+    raise HypernetworkError(
+        f"{reference} is no reader for a model of {llm.n_layers} layers",
+        kept="nothing was trained", fix="name one with `--reader`, trained by `knowstore train reader` for this model",
     )  # fmt: skip
-    _save(session, network, kept, output, f"{len(rows.questions):,} questions, for {name}")
-    session.output.hint(f"use it with `knowstore --reader {output}`; {work} may be deleted")
 
 
 def _llm(session: Session) -> tuple[FrozenLLM, str]:
@@ -285,20 +333,34 @@ def reranker(
     batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
     seed: Seed = None,
     n_negatives: Annotated[int | None, typer.Option(help="Passages that do not answer, for each question.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="A reranker to fine-tune: a directory or a hub id of the BGE family or alike.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="With --base: rank of the updates to its linear layers; else all weights.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="With --base: the highest learning rate.")] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
 
-    It starts from the retriever's encoder and finds passages that do not answer with the store's own searches. The
-    same command goes on from the last checkpoint of a run that was cut off. Use the result with
+    It starts from the retriever's encoder and finds passages that do not answer with the store's own searches. With
+    `--base` a published reranker is fine-tuned instead: a sequence classifier with one label such as
+    `BAAI/bge-reranker-base`, or a causal language model that says Yes such as `BAAI/bge-reranker-v2-gemma`. The same
+    command goes on from the last checkpoint of a run that was cut off. Use the result with
     `knowstore --reranker FOLDER`.
     """
+    if base is not None:
+        chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
+        _fine_tune(session, data, output, base, lora_rank, chosen | given(learning_rate=learning_rate))
+        return
+    if lora_rank is not None or learning_rate is not None:
+        raise typer.BadParameter("goes with --base", param_hint="--lora-rank or --learning-rate")
     import torch
 
     from knowstore.encoders import load_base
-    from knowstore.models import choose_device, choose_dtype, resolve
-    from knowstore.retrieval import JointModel, Retriever
+    from knowstore.models import choose_device, resolve
+    from knowstore.retrieval import JointModel
     from knowstore.sources import sentence_spans
-    from knowstore.store import passage_search
     from knowstore.training import RerankerTrainingConfig, load_questions, train_reranker
 
     work = output / "training"
@@ -309,17 +371,15 @@ def reranker(
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
-    base = str(resolved.path) if resolved.origin == "directory" else models.retriever
+    encoder_name = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
     with ExitStack() as stack:
         search = None
         if config.n_negatives:
-            encoder = Retriever.load(resolved.path, device, choose_dtype(models.dtype, device))
-            texts = [(one.title, one.text) for one in rows.passages]
-            search = stack.enter_context(passage_search(encoder, texts, session.output.progress))
+            search = stack.enter_context(_search(session, rows))
         trained, kept = train_reranker(
-            model, rows, search, config, work, base=base,
+            model, rows, search, config, work, base=encoder_name,
             on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
         )  # fmt: skip
     quality = _reranker_quality(kept)
@@ -337,9 +397,67 @@ def reranker(
     session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
 
 
+def _fine_tune(
+    session: Session, data: list[Path], output: Path, base: str, lora_rank: int | None, chosen: dict[str, Any]
+) -> None:
+    """Fine-tune a published reranker of pairs."""
+    import torch
+
+    from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
+    from knowstore.retrieval import load_pairs
+    from knowstore.sources import sentence_spans
+    from knowstore.training import PairTrainingConfig, load_questions, train_pairs
+
+    work = output / "training"
+    session.kept = f"the last checkpoint in {work}"
+    rows = load_questions(data, sentence_spans)
+    config = PairTrainingConfig(**({"learning_rate": _LORA_RATE} if lora_rank else {}) | chosen)
+    models = session.model_config()
+    device = choose_device(models.device)
+    resolved = resolve(base, "reranker", progress=session.output.progress)
+    torch.manual_seed(config.seed)
+    model = load_pairs(resolved.path, device)
+    if lora_rank is not None:
+        model.use_lora(lora_rank)
+    with _search(session, rows) as search:
+        kept = train_pairs(
+            model, rows, search, config, work, base_digest=directory_fingerprint(resolved.path),
+            is_bfloat16=choose_dtype(models.dtype, device) == torch.bfloat16,
+            on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
+        )  # fmt: skip
+    model.save(output)
+    n_bytes = sum(file.stat().st_size for file in output.glob("*.safetensors"))
+    record: dict[str, Any] = {
+        "output": str(output), "steps": kept.step, "seconds": kept.seconds, "loss": kept.loss,
+        "sentence_accuracy": None, "gold_first": kept.gold_first,
+        "null_threshold": None, "temperature": None, "size_bytes": n_bytes,
+    }  # fmt: skip
+    summary = f"{kept.step:,} steps, {kept.seconds:.0f} s, {size(n_bytes)}; {_reranker_quality(kept)}"
+    session.output.result(record, f"{output}: {summary}", [output])
+    session.output.hint(f"use it with `knowstore --reranker {output}`; {work} may be deleted")
+
+
+@contextmanager
+def _search(session: Session, rows: TrainingData) -> Iterator[Callable[[str], list[int]]]:
+    """What finds the passages of the questions, for hard negatives."""
+    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.retrieval import Retriever
+    from knowstore.store import passage_search
+
+    models = session.model_config()
+    device = choose_device(models.device)
+    found = resolve(models.retriever, "retriever", progress=session.output.progress)
+    encoder = Retriever.load(found.path, device, choose_dtype(models.dtype, device))
+    texts = [(one.title, one.text) for one in rows.passages]
+    with passage_search(encoder, texts, session.output.progress) as search:
+        yield search
+
+
 def _reranker_quality(progress: RerankerProgress) -> str:
     """How good it is on the questions that were kept out."""
-    if progress.sentence_accuracy is None:
-        return _UNKNOWN
-    first = "" if progress.gold_first is None else f" and its passage comes first in {progress.gold_first:.0%}"
-    return f"on questions kept out, the sentence that answers is found in {progress.sentence_accuracy:.0%}{first}"
+    parts = []
+    if progress.sentence_accuracy is not None:
+        parts.append(f"the sentence that answers is found in {progress.sentence_accuracy:.0%}")
+    if progress.gold_first is not None:
+        parts.append(f"its passage comes first in {progress.gold_first:.0%}")
+    return f"on questions kept out, {' and '.join(parts)}" if parts else _UNKNOWN

@@ -7,18 +7,21 @@ from knowstore.bench.codecs import run_codecs
 from knowstore.bench.controls import run_controls
 from knowstore.bench.edits import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.latency import run_ask
+from knowstore.bench.layers import LayersConfig, run_layers
 from knowstore.bench.locality import run_locality
 from knowstore.bench.methods import run_methods
-from knowstore.bench.plots import plot_answers, plot_controls, plot_methods, plot_speed, plot_training
+from knowstore.bench.plots import plot_answers, plot_controls, plot_layers, plot_methods, plot_speed, plot_training
 from knowstore.bench.reranking import run_rerank
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
     "EditsConfig",
+    "LayersConfig",
     "SpeedConfig",
     "can_plot",
     "plot_answers",
     "plot_controls",
+    "plot_layers",
     "plot_methods",
     "plot_speed",
     "plot_training",
@@ -28,6 +31,7 @@ __all__ = [
     "run_codecs",
     "run_controls",
     "run_edits",
+    "run_layers",
     "run_locality",
     "run_methods",
     "run_rerank",

@@ -89,6 +89,33 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_layers` found: gold minus shuffled over the layer, with 95 % intervals, a panel for each file.
+
+    Args:
+        rows: as `run_layers` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    files = list(dict.fromkeys(str(row["data"]) for row in rows))
+    figure = new_figure(6.4 * len(files), 4.4)
+    for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        some = sorted((row for row in rows if row["data"] == name), key=lambda row: row["layer"])
+        for score, colour in (("f1", _COLOURS["none"]), ("em", _COLOURS["gold"])):
+            gains = [100 * row[f"{score}_gain"] for row in some]
+            spread = _percent_spread(some, f"{score}_gain")
+            layers = [row["layer"] for row in some]
+            axes.errorbar(layers, gains, yerr=spread, marker="o", capsize=3, color=colour, label=score.upper())
+        axes.axhline(0.0, linestyle=":", color=_COLOURS["none"])
+        axes.set_xlabel("0-based layer of the experts")
+        axes.set_ylabel("right passage's minus another's, in %")
+        axes.set_title(f"{name}, {some[0]['n']} questions, {some[0]['steps']:,} steps", fontsize=10)
+        axes.legend()
+    figure.savefig(path)
+
+
 def plot_methods(rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what `run_methods` found: for each file exact answers by method and kind of probe (of the neighbourhood, the
     share of unchanged answers) with 95 % intervals, and beside it what teaching a passage takes and keeps.

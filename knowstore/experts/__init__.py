@@ -17,6 +17,7 @@ from knowstore.experts.forcing import forced_scores
 from knowstore.experts.generation import Generated, Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
+from knowstore.experts.making import new_hypernetwork
 from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
 from knowstore.experts.reader import ReaderConfig, ReaderHypernetwork
@@ -48,6 +49,7 @@ __all__ = [
     "load_hypernetwork",
     "load_llm",
     "mount",
+    "new_hypernetwork",
     "on_where",
     "segment_weights",
     "word_weights",

@@ -5,6 +5,7 @@ from knowstore.retrieval.flag import FlagReranker
 from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker
 from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.loading import calibration, load_reranker
+from knowstore.retrieval.pairs import PairModel, load_pairs
 from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance, word_relevance
 from knowstore.retrieval.retriever import Retriever
 
@@ -15,11 +16,13 @@ __all__ = [
     "JointModel",
     "JointReranker",
     "LateReranker",
+    "PairModel",
     "RerankItem",
     "RerankScore",
     "Reranker",
     "Retriever",
     "calibration",
+    "load_pairs",
     "load_reranker",
     "relevance",
     "word_relevance",

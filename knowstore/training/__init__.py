@@ -1,7 +1,9 @@
-"""Training of hypernetworks by meta-learning (Eq. 5), and of the joint reranker by contrast (Eq. 8)."""
+"""Training of hypernetworks by meta-learning (Eq. 5), and of rerankers by contrast (Eq. 8)."""
 
 from knowstore.training.data import QuestionRow, TrainingData, load_questions, read_passages, read_rows
 from knowstore.training.hypernetwork import TrainingConfig, TrainingProgress, train_hypernetwork
+from knowstore.training.pairs import PairTrainingConfig, train_pairs
+from knowstore.training.ranks import Ranks, joined_ranks
 from knowstore.training.reranker import (
     Judged,
     RerankerProgress,
@@ -16,7 +18,9 @@ from knowstore.training.reranker import (
 
 __all__ = [
     "Judged",
+    "PairTrainingConfig",
     "QuestionRow",
+    "Ranks",
     "RerankerProgress",
     "RerankerTrainingConfig",
     "TrainingConfig",
@@ -25,11 +29,13 @@ __all__ = [
     "accuracies",
     "calibrate",
     "calibrate_words",
+    "joined_ranks",
     "judge",
     "load_questions",
     "mine",
     "read_passages",
     "read_rows",
     "train_hypernetwork",
+    "train_pairs",
     "train_reranker",
 ]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from knowstore.errors import TrainingError
@@ -28,11 +27,14 @@ from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.experts.reader import ReaderHypernetwork
 from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
+from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import TrainingData
 from knowstore.training.extent import fraction_done, n_kept_out, no_steps
 from knowstore.training.pooled import PooledRun
-from knowstore.training.reader import ReaderRun
-from knowstore.training.run import Batch, Losses, Run, TokensRun
+from knowstore.training.ranks import Ranks
+from knowstore.training.reader import ReaderRun, ReaderTeacher
+from knowstore.training.run import Batch, Run, TokensRun
+from knowstore.training.signals import Signals
 from knowstore.training.start import analytic_start
 
 _START_PROMPTS = 1500
@@ -50,7 +52,8 @@ class TrainingConfig:
     `n_per_passage` questions an epoch. `n_held_out` questions (a tenth of them and at most 200 when None), with the
     passages that they stand in, are kept out to validate; of these the answers to about `n_generated` are generated.
     With a `patience` the run ends after so many validations in a row that did not raise gold minus shuffled F1, and
-    the best weights are kept.
+    the best weights are kept. A step averages the losses of `batches_per_step` batches, one for each process when None.
+    `distil_weight`, `contrast_weight` and `nothing_weight` weigh the signals of `signals.py` while answering.
     """
 
     minutes: float = 75.0
@@ -72,11 +75,15 @@ class TrainingConfig:
     max_gradient_norm: float = 2.0
     silence_weight: float = 0.3
     pointing_weight: float = 0.3
+    distil_weight: float = 0.0
+    contrast_weight: float = 0.0
+    nothing_weight: float = 0.0
     n_held_out: int | None = None
     n_generated: int = 60
     patience: int | None = None
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
+    batches_per_step: int | None = None
     seed: int = 0
 
     @classmethod
@@ -91,11 +98,11 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class TrainingProgress:
     """One line of the log. `loss` is the sum that the step minimised; `answer` is Eq. 5 in nats per answer token,
-    None while pointing; `accuracy` is the share of questions whose first answer token is pointed at within its
-    sentence, None for a kind that does not point. `gold` and `shuffled` are nats per answer token on the questions kept
-    out, with the passage's expert and with another's, or for a `reader` with the passage or another in the prompt;
-    `held_out_accuracy` is on the same questions, and `gold_em`, `gold_f1`, `shuffled_em` and `shuffled_f1` are of
-    answers that were generated to some of them."""
+    None while pointing; `distil`, `contrast` and `nothing` are the signals of `signals.py` that are on; `accuracy` is
+    the share of questions whose first answer token is pointed at within its sentence, None for a kind that does not
+    point. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's expert and with
+    another's, or for a `reader` with the passage or another in the prompt; `held_out_accuracy` is on the same
+    questions, and `gold_em`, `gold_f1`, `shuffled_em` and `shuffled_f1` are of answers that were generated to some."""
 
     step: int
     seconds: float
@@ -103,8 +110,11 @@ class TrainingProgress:
     part: str
     loss: float
     gradient_norm: float
-    accuracy: float | None
+    accuracy: float | None = None
     answer: float | None = None
+    distil: float | None = None
+    contrast: float | None = None
+    nothing: float | None = None
     gold: float | None = None
     shuffled: float | None = None
     held_out_accuracy: float | None = None
@@ -124,6 +134,8 @@ def train_hypernetwork(
     is_started: bool = False,
     reranker: Reranker | None = None,
     beside: TokensHypernetwork | None = None,
+    teacher: ReaderHypernetwork | None = None,
+    ranks: Ranks | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingProgress:
     """Train a hypernetwork in place.
@@ -136,14 +148,20 @@ def train_hypernetwork(
         reranker: weighs sentences and words as when experts are served; None trains with weights that look alike.
         beside: to train a `reader`: the hypernetwork whose experts are mounted beside the prompt in a share of the
             batches, weighed by `reranker`; None for prompts alone.
+        teacher: the reader whose answers a `distil_weight` makes more likely.
+        ranks: the processes that train together, each of which calls this with the same arguments; the first alone
+            reads and writes `folder`. None trains in this process alone.
+        on_progress: called after every step, in the first process alone.
 
     Returns: the log's line of the step whose weights are kept, with the last validation up to it.
 
     Raises:
         TrainingError: a kind that cannot be trained, `beside` without a reranker, too few questions, a run without a
-            step, a checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
+            step, batches that cannot be shared out, a checkpoint of another run, or a loss that is not finite; the last
+            checkpoint stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks = ranks or Ranks()
+    config = replace(config, batches_per_step=_shared_out(config.batches_per_step, ranks))
     run: Run
     if isinstance(hypernetwork, PooledHypernetwork):
         run = PooledRun(hypernetwork, llm, data, config.n_per_passage)
@@ -159,6 +177,7 @@ def train_hypernetwork(
             f"a hypernetwork of kind {hypernetwork.config.kind!r} cannot be trained", kept="nothing was trained",
             fix="train one of kind `tokens`, `pooled` or `reader`",
         )  # fmt: skip
+    run.signals = _signals(run, config, teacher)
     hypernetwork.set_trainable()
     held_out, train = _split(run, config)
     if len(train) < 2:
@@ -168,23 +187,25 @@ def train_hypernetwork(
         )  # fmt: skip
     if config.epochs is not None:
         n_batches = len(run.batches(train, f"{config.seed}/0", config.batch_pieces, config.batch_questions))
-        config = replace(config, steps=math.ceil(config.epochs * n_batches))
+        config = replace(config, steps=math.ceil(config.epochs * n_batches / (config.batches_per_step or 1)))
     if config.patience is not None and not (held_out and config.n_generated):
         raise TrainingError(
             "there are no questions kept out whose answers could tell when to end", kept="nothing was trained",
             fix="give ten questions or more, or no patience",
         )  # fmt: skip
-    loop = _Loop(run, config, folder / "checkpoint")
+    loop = _Loop(run, config, folder / "checkpoint", ranks)
     if not loop.resume() and not is_started and isinstance(hypernetwork, TokensHypernetwork):
         draw = random.Random(config.seed)
         some = [question for passage in train for question in run.by_passage[passage]]
         chosen = draw.sample(some, min(len(some), _START_PROMPTS))
         analytic_start(hypernetwork, llm, [run.questions[question].ids for question in chosen])
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        while loop.fraction < 1:
-            progress = loop.step(train, held_out)
-            log.write(json.dumps(asdict(progress)) + "\n")
-            log.flush()
+    ranks.copy_first(hypernetwork.own_tensors().values())
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    while loop.goes_on():
+        progress = loop.step(train, held_out)
+        if ranks.is_first:
+            _log(folder, progress)
             if on_progress is not None:
                 on_progress(progress)
     if loop.kept is None:
@@ -195,11 +216,46 @@ def train_hypernetwork(
     return loop.kept
 
 
+def _signals(run: Run, config: TrainingConfig, teacher: ReaderHypernetwork | None) -> Signals:
+    """The signals that are on, and who teaches."""
+    weights = config.distil_weight, config.contrast_weight, config.nothing_weight
+    if any(weights) and isinstance(run, ReaderRun):
+        raise TrainingError(
+            "a reader is trained by Eq. 5 alone", kept="nothing was trained",
+            fix="leave distil_weight, contrast_weight and nothing_weight at 0",
+        )  # fmt: skip
+    if not config.distil_weight:
+        return Signals(*weights)
+    if teacher is None:
+        raise TrainingError(
+            "there is no reader to distil", kept="nothing was trained",
+            fix="train one for this language model with `knowstore train reader`, or leave distil_weight at 0",
+        )  # fmt: skip
+    return Signals(*weights, ReaderTeacher(teacher, run.llm, run.data))
+
+
+def _shared_out(batches_per_step: int | None, ranks: Ranks) -> int:
+    """Batches of a step, as many for each process."""
+    n = ranks.size if batches_per_step is None else batches_per_step
+    if n < 1 or n % ranks.size:
+        raise TrainingError(
+            f"{n} batches a step for {ranks.size} processes", kept="nothing was trained",
+            fix="give a multiple of the number of processes",
+        )  # fmt: skip
+    return n
+
+
+def _log(folder: Path, progress: TrainingProgress) -> None:
+    """Write a line of the log."""
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(asdict(progress)) + "\n")
+
+
 class _Loop:
     """The state of a training run: what a checkpoint keeps."""
 
-    def __init__(self, run: Run, config: TrainingConfig, folder: Path) -> None:
-        self.run, self.config, self.folder = run, config, folder
+    def __init__(self, run: Run, config: TrainingConfig, folder: Path, ranks: Ranks) -> None:
+        self.run, self.config, self.folder, self.ranks = run, config, folder, ranks
         named = {name: p for name, p in run.network.named_parameters() if p.requires_grad}
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "static": [], "other": []}
         for name, parameter in named.items():
@@ -211,7 +267,7 @@ class _Loop:
             lr=0.0, weight_decay=config.weight_decay, betas=(0.9, 0.98),
         )  # fmt: skip
         self.trained = list(named.values())
-        self.done = 0
+        self.done, self.begun = 0, 0.0
         self.kept: TrainingProgress | None = None
         self.best: dict[str, Tensor] = {}
         self.n_worse = 0
@@ -233,47 +289,67 @@ class _Loop:
             return fraction_done(self.seconds, 60 * self.config.minutes)
         return fraction_done(self.done, self.config.steps)
 
+    def goes_on(self) -> bool:
+        """Whether there is another step: the first process's clock and validations decide, so that all end together."""
+        self.begun = self.ranks.of_first(self.fraction)
+        return self.begun < 1
+
     def step(self, train: Sequence[int], held_out: Sequence[int]) -> TrainingProgress:
         """One step, and what it says."""
-        config, fraction = self.config, self.fraction
+        config, fraction = self.config, self.begun
         if self.answering_from is None and fraction >= config.pointing_share:
             self.answering_from, self.answering_since = self.done, fraction
         part, is_static = self._part()
         self._set_rates(part, fraction)
-        batch = self._batch(train)
         self.run.network.train()
         self.optimizer.zero_grad()
-        found: Losses | None = None
-        if is_static:
-            loss = self.run.static_loss(batch)
-        else:
-            draw = random.Random(f"{config.seed}/{self.done}")
-            found = self.run.losses(batch, draw, is_answering=part == "answering")
-            weight = 1.0 if part == "pointing" else config.pointing_weight
-            loss = found.total(weight, config.silence_weight)
-        if not math.isfinite(loss.item()):
+        said = self._backward(train, part, is_static=is_static)
+        loss = said["loss"]
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.done}", kept=f"the last checkpoint in {self.folder}",
+                f"the loss is {loss} at step {self.done}", kept=f"the last checkpoint in {self.folder}",
                 fix="run again with a lower learning rate",
             )  # fmt: skip
-        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.trained, config.max_gradient_norm).item()
         self.optimizer.step()
         self.done += 1
         measured: dict[str, float] = {}
-        is_end = config.patience is not None and self.fraction >= 1
+        is_end = config.patience is not None and self.ranks.of_first(self.fraction) >= 1
         if held_out and (is_end or self.done % config.validate_every == 0):
-            measured = self._validate(held_out)
+            measured = self.ranks.of_first(self._validate(held_out) if self.ranks.is_first else {})
         progress = TrainingProgress(
-            self.done, self.seconds, self.fraction, part, loss.item(), norm,
-            accuracy=None if found is None else found.accuracy,
-            answer=loss.item() if found is None else None if found.answer is None else found.answer.item(),
-            **measured,
-        )  # fmt: skip
+            self.done, self.seconds, self.fraction, part, gradient_norm=norm, **said, **measured
+        )
         self._keep(progress, is_validated=bool(measured))
         if time.monotonic() - self.saved >= config.checkpoint_every_s:
             self.checkpoint()
         return progress
+
+    def _backward(self, train: Sequence[int], part: str, *, is_static: bool) -> dict[str, float]:
+        """Gradients of the mean of a step's losses over all its batches, of which each process takes its share, and the
+        means of what they say."""
+        n_batches = self.config.batches_per_step or 1
+        batches = [self._batch(train) for _ in range(n_batches)]
+        told: list[dict[str, float]] = []
+        for place in range(self.ranks.rank, n_batches, self.ranks.size):
+            draw = random.Random(f"{self.config.seed}/{self.done}" + (f"/{place}" if place else ""))
+            loss, said = self._loss(batches[place], draw, part, is_static=is_static)
+            (loss * self.ranks.size / n_batches).backward()  # type: ignore[no-untyped-call]
+            told.append(said)
+        means = [sum(one[name] for one in told) / len(told) for name in told[0]]
+        return dict(zip(told[0], self.ranks.average(self.trained, means), strict=True))
+
+    def _loss(
+        self, batch: Batch, draw: random.Random, part: str, *, is_static: bool
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What a step minimises on a batch, and what `TrainingProgress` says of it."""
+        if is_static:
+            loss = self.run.static_loss(batch)
+            return loss, {"loss": loss.item(), "answer": loss.item()}
+        found = self.run.losses(batch, draw, is_answering=part == "answering")
+        weight = 1.0 if part == "pointing" else self.config.pointing_weight
+        loss = found.total(weight, self.config.silence_weight)
+        return loss, {"loss": loss.item()} | found.said()
 
     def _keep(self, progress: TrainingProgress, *, is_validated: bool) -> None:
         """Note whose weights are kept: the latest ones, or with a patience those of the best validation."""
@@ -356,28 +432,20 @@ class _Loop:
         }
 
     def checkpoint(self) -> None:
-        """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weights/{name}": t for name, t in self.run.network.own_tensors().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        """Weights and optimiser state as safetensors, then `run.json`, which makes them count; in the first process."""
+        self.saved = time.monotonic()
+        if not self.ranks.is_first:
+            return
+        tensors = {f"weights/{name}": tensor for name, tensor in self.run.network.own_tensors().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        name = f"step-{self.done}.safetensors"
-        save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, self.folder / name)
         described = {
-            "file": name, "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
+            "step": self.done, "seconds": self.seconds, "epoch": self.epoch, "position": self.position,
             "config": asdict(self.config),
             "answering_from": self.answering_from, "answering_since": self.answering_since,
             "made_with": self._made_with(), "kept": None if self.kept is None else asdict(self.kept),
             "n_worse": self.n_worse,
         }  # fmt: skip
-        temporary = self.folder / "run.json.new"
-        temporary.write_text(json.dumps(described), "utf-8")
-        temporary.replace(self.folder / "run.json")
-        for old in self.folder.glob("step-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-        self.saved = time.monotonic()
+        write_checkpoint(self.folder, self.done, described, tensors, self.optimizer)
 
     def resume(self) -> bool:
         """Go on from the checkpoint, if there is one.
@@ -385,27 +453,23 @@ class _Loop:
         Raises:
             TrainingError: it is of a run with other settings.
         """
-        if not (self.folder / "run.json").exists():
+        found = self.ranks.of_first(read_checkpoint(self.folder) if self.ranks.is_first else None)
+        if found is None:
             return False
-        described: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
-        if described.get("made_with") != self._made_with() or TrainingConfig(**described["config"]) != self.config:
+        described = found.described
+        settings = TrainingConfig(**described["config"])
+        settings = replace(settings, batches_per_step=settings.batches_per_step or 1)
+        if described.get("made_with") != self._made_with() or settings != self.config:
             raise TrainingError(
                 f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
-        tensors = load_file(self.folder / described["file"])
-        weights = {k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")}
-        self.run.network.load_state_dict(weights, strict=False)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer/"):
-                _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.run.network.load_state_dict(found.of("weights"), strict=False)
+        found.restore(self.optimizer)
         self.epoch, self.position = described["epoch"], described["position"]
         self.done, self.started = described["step"], time.monotonic() - described["seconds"]
         self.answering_from, self.answering_since = described["answering_from"], described["answering_since"]
-        self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
+        self.best = found.of("best")
         self.kept = None if described["kept"] is None else TrainingProgress(**described["kept"])
         self.n_worse = described["n_worse"]
         return True
@@ -418,6 +482,8 @@ class _Loop:
             "reranker": None if reranker is None else reranker.fingerprint,
             "beside": None if beside is None else beside.network.fingerprint(),
         }
+        if (teacher := self.run.signals.teacher) is not None:
+            made_with["teacher"] = teacher.fingerprint()
         return dict(json.loads(json.dumps(made_with)))
 
 

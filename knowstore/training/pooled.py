@@ -34,11 +34,16 @@ class PooledRun(Run):
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
         if not is_answering:
             return Losses(None)
-        experts = self._experts(batch, [position for position, _ in batch.rows])
+        own = [position for position, _ in batch.rows]
+        experts = self._experts(batch, own)
         questions = [self.questions[question] for _, question in batch.rows]
         ids = pad_ids([question.ids for question in questions]).to(self.llm.device)
-        with plain_attention(self.llm), mount(self.llm.model, experts, self.network.config.layer):
-            return Losses(self.answer_loss(questions, ids))
+        with plain_attention(self.llm):
+            with mount(self.llm.model, experts, self.network.config.layer):
+                steps = self.answer_steps(questions, ids)
+            other = [(position + 1) % len(batch.passages) for position in own]
+            signals = self.further(batch, questions, ids, steps, lambda: self._experts(batch, other))
+        return Losses(steps.nats(), signals=signals)
 
     def static_loss(self, batch: Batch) -> Tensor:
         raise NotImplementedError("the pooled hypernetwork has no static expert")

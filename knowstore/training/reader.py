@@ -32,6 +32,7 @@ from knowstore.training.run import (
     plain_attention,
     written_question,
 )
+from knowstore.training.signals import AnswerSteps, Teacher
 
 _PAIR_SHARE = 0.5  # of the passages are read beside another one
 _EXPERTS_SHARE = 0.4  # of the batches have experts mounted
@@ -78,7 +79,7 @@ class ReaderRun(Run):
         if self.beside is not None and draw.random() < _EXPERTS_SHARE:
             found = self.beside.served([(question, read[position]) for position, question in batch.rows])
             experts = replace(found, static=experts.static, query=experts.query)
-        return Losses(self._loss(batch, [self._prompt(some) for some in read], experts))
+        return Losses(self._steps(batch, [self._prompt(some) for some in read], experts).nats())
 
     def static_loss(self, batch: Batch) -> Tensor:
         raise NotImplementedError("all that a reader has is static")
@@ -91,7 +92,12 @@ class ReaderRun(Run):
     @torch.no_grad()
     def answer_nats(self, batch: Batch, given: Given) -> float:
         each = dict(zip((position for position, _ in batch.rows), given.before, strict=True))
-        return float(self._loss(batch, [each[p] for p in range(len(batch.passages))], given.experts))
+        return float(self._steps(batch, [each[p] for p in range(len(batch.passages))], given.experts).nats())
+
+    def steps_of(self, batch: Batch) -> AnswerSteps:
+        """With each question's passage alone in the prompt."""
+        prompts = [self._prompt([passage]) for passage in batch.passages]
+        return self._steps(batch, prompts, self.network.static_experts(self.llm))
 
     def _shifted(self, batch: Batch, position: int, is_own: bool) -> int:
         return batch.passages[position if is_own else (position + 1) % len(batch.passages)]
@@ -107,8 +113,8 @@ class ReaderRun(Run):
         some: list[PassageInput] = [self.data.passages[passage] for passage in passages]
         return passages_prompt([(one.title, one.text) for one in some])
 
-    def _loss(self, batch: Batch, before: Sequence[str], experts: Experts) -> Tensor:
-        """Eq. 5 of the batch's questions behind the prompts of their passages."""
+    def _steps(self, batch: Batch, before: Sequence[str], experts: Experts) -> AnswerSteps:
+        """What Eq. 5 of the batch's questions is made of, behind the prompts of their passages."""
         llm = self.llm
         questions = [self.questions[question] for _, question in batch.rows]
         ids = pad_ids([question.ids for question in questions]).to(llm.device)
@@ -127,4 +133,38 @@ class ReaderRun(Run):
             final = llm.model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
             ).last_hidden_state
-        return self.nats(questions, ids, final)
+        return self.answer_steps(questions, ids, final)
+
+
+class ReaderTeacher(Teacher):
+    """A tuned reader with the passage alone in its prompt; it is asked once about each question.
+
+    Args:
+        reader, llm, data: it is tuned for this LLM, and asked about this data.
+        n_best: of the next words so many are told.
+    """
+
+    def __init__(self, reader: ReaderHypernetwork, llm: FrozenLLM, data: TrainingData, n_best: int = 32) -> None:
+        self.run = ReaderRun(reader, llm, data, len(data.questions))
+        self.n_best = min(n_best, llm.embeddings.shape[0])
+        self._told: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def fingerprint(self) -> str:
+        return self.run.network.fingerprint()
+
+    def taught(self, rows: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        asked: dict[int, list[int]] = {}
+        for passage, question in rows:
+            if question not in self._told:
+                asked.setdefault(passage, []).append(question)
+        if asked:
+            self._ask(Batch(list(asked), list(asked.values())))
+        told = [self._told[question] for _, question in rows]
+        return torch.cat([ids.long() for ids, _ in told]), torch.cat([shares.float() for _, shares in told])
+
+    @torch.no_grad()
+    def _ask(self, batch: Batch) -> None:
+        shares, ids = self.run.steps_of(batch).logits.softmax(-1).topk(self.n_best)
+        n_steps = [self.run.questions[question].n_steps for _, question in batch.rows]
+        told = zip(torch.split(ids.int().cpu(), n_steps), torch.split(shares.half().cpu(), n_steps), strict=True)
+        self._told |= dict(zip((question for _, question in batch.rows), told, strict=True))

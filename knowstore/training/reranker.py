@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from knowstore.errors import TrainingError
 from knowstore.retrieval.joint import UNREAD, JointConfig, JointModel, JointReranker
+from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import QuestionRow, TrainingData
 from knowstore.training.extent import fraction_done, n_kept_out, no_steps
 
@@ -162,10 +161,7 @@ def train_reranker(
     )
     checkpoint = folder / "checkpoint"
     judged: list[Judged] | None = None
-    kept: RerankerProgress | None = None
-    seconds = 0.0
-    if (checkpoint / "run.json").exists():
-        kept, seconds = _resume(checkpoint, model, optimizer, config)
+    kept, seconds = _resume(checkpoint, model, optimizer, config)
     step = 0 if kept is None else kept.step
     started, saved_at = time.monotonic() - seconds, time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -439,40 +435,24 @@ def _checkpoint(
     folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig,
     kept: RerankerProgress, seconds: float,
 ) -> None:  # fmt: skip
-    """Weights and optimiser state as safetensors, then `run.json`, which makes them count."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep the state of the run."""
     tensors = {f"weights/{name}": tensor for name, tensor in model.weights().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    name = f"step-{kept.step}.safetensors"
-    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / name)
-    temporary = folder / "run.json.new"
-    described = {
-        "file": name, "kept": asdict(kept), "seconds": seconds, "base": model.base.digest, "config": asdict(config)
-    }  # fmt: skip
-    temporary.write_text(json.dumps(described), "utf-8")
-    temporary.replace(folder / "run.json")
-    for old in folder.glob("step-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+    described = {"kept": asdict(kept), "seconds": seconds, "base": model.base.digest, "config": asdict(config)}
+    write_checkpoint(folder, kept.step, described, tensors, optimizer)
 
 
 def _resume(
     folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig
-) -> tuple[RerankerProgress, float]:
-    """Take up a checkpoint; gives its last step's line of the log, and the seconds of the run."""
-    described: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-    if described["config"] != asdict(config) or described["base"] != model.base.digest:
+) -> tuple[RerankerProgress | None, float]:
+    """Take up a checkpoint, if there is one; gives its last step's line of the log, and the seconds of the run."""
+    found = read_checkpoint(folder)
+    if found is None:
+        return None, 0.0
+    if found.described["config"] != asdict(config) or found.described["base"] != model.base.digest:
         raise TrainingError(
             f"{folder} holds a checkpoint of a run with other settings or another encoder", kept="the checkpoint",
             fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
-    tensors = load_file(folder / described["file"])
-    model.set_weights({k.removeprefix("weights/"): t for k, t in tensors.items() if k.startswith("weights/")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return RerankerProgress(**described["kept"]), described["seconds"]
+    model.set_weights(found.of("weights"))
+    found.restore(optimizer)
+    return RerankerProgress(**found.described["kept"]), found.described["seconds"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from knowstore.config import GenerationConfig, RetrievalConfig
 from knowstore.evaluation import exact_match, token_f1
@@ -24,6 +23,15 @@ from knowstore.prompts import answer_target, question_prompt
 from knowstore.retrieval import Reranker, RerankItem, relevance, word_relevance
 from knowstore.training.data import QuestionRow, TrainingData
 from knowstore.training.losses import Pointers, pointers, pointing_accuracy, pointing_loss, silence_loss
+from knowstore.training.signals import (
+    AnswerSteps,
+    Signals,
+    contrast_loss,
+    distillation_loss,
+    held,
+    nothing_loss,
+    without_passages,
+)
 
 _MAX_QUESTION_TOKENS = 96
 _KNOWN_SHARE = 0.1  # of the questions, in Eq. 5: all relevance on the sentence that answers
@@ -50,19 +58,27 @@ class PreparedQuestion:
 @dataclass(frozen=True)
 class Losses:
     """Of one batch; `answer` is None where Eq. 5 was not computed, `pointing` and `silence` of a kind that does not
-    point are."""
+    point are. `signals` are those of `signals.py` that are on, by name, each with its weight."""
 
     answer: Tensor | None
     pointing: Tensor | None = None
     silence: Tensor | None = None
     accuracy: float | None = None
+    signals: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
 
     def total(self, pointing_weight: float, silence_weight: float) -> Tensor:
         """Their weighted sum; silence counts as a part of pointing."""
         parts = [] if self.answer is None else [self.answer]
         if self.pointing is not None and self.silence is not None:
             parts.append(pointing_weight * (self.pointing + silence_weight * self.silence))
+        parts += [weight * value for weight, value in self.signals.values()]
         return torch.stack(parts).sum()
+
+    def said(self) -> dict[str, float]:
+        """What `TrainingProgress` says of them."""
+        found = {"answer": None if self.answer is None else self.answer.item(), "accuracy": self.accuracy}
+        found |= {name: value.item() for name, (_, value) in self.signals.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Batch:
@@ -90,6 +106,7 @@ class Run(ABC):
         lengths: of each passage, in the tokens that its expert is made from.
         reranker: what weighs experts in Eq. 5, where one does.
         beside: the run of the hypernetwork whose experts are mounted beside what is trained, where one is.
+        signals: what is trained by beside Eq. 5.
     """
 
     network: Hypernetwork
@@ -100,6 +117,7 @@ class Run(ABC):
     lengths: list[int]
     reranker: Reranker | None = None
     beside: TokensRun | None = None
+    signals: Signals = Signals()
 
     def prepare(
         self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
@@ -167,16 +185,52 @@ class Run(ABC):
 
     def answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
         """Eq. 5 under what is mounted: the mean over all answer tokens of `questions`, whose padded ids are (Q, T)."""
-        return self.nats(questions, ids, self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        return self.answer_steps(questions, ids).nats()
 
-    def nats(self, questions: Sequence[PreparedQuestion], ids: Tensor, final: Tensor) -> Tensor:
-        """Eq. 5 from the last block's states `final` (Q, T, D)."""
+    def answer_steps(
+        self, questions: Sequence[PreparedQuestion], ids: Tensor, final: Tensor | None = None
+    ) -> AnswerSteps:
+        """What Eq. 5 is made of, from the last block's states `final` (Q, T, D), else those under what is mounted."""
+        if final is None:
+            final = self.llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         is_target = torch.zeros(ids.shape, dtype=torch.bool)
         for row, question in enumerate(questions):
             is_target[row, question.n_question : len(question.ids)] = True
         is_target = is_target[:, 1:].to(ids.device)  # (Q, T - 1)
         logits = self.llm.model.get_output_embeddings()(final[:, :-1][is_target])
-        return cross_entropy(logits.float(), ids[:, 1:][is_target])
+        return AnswerSteps(logits.float(), ids[:, 1:][is_target], is_target.nonzero()[:, 0])
+
+    def further(
+        self,
+        batch: Batch,
+        questions: Sequence[PreparedQuestion],
+        ids: Tensor,
+        steps: AnswerSteps,
+        another: Callable[[], Experts],
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The signals that are on, each with its weight.
+
+        Args:
+            questions, ids, steps: the batch's, and what `answer_steps` gave with their own passages' experts.
+            another: makes the experts of other passages, one for each question.
+        """
+        signals, out = self.signals, dict[str, tuple[float, Tensor]]()
+        if signals.distil_weight and signals.teacher is not None:
+            taught = signals.teacher.taught([(batch.passages[position], question) for position, question in batch.rows])
+            next_ids, probabilities = (part.to(ids.device) for part in taught)
+            out["distil"] = signals.distil_weight, distillation_loss(steps.logits, next_ids, probabilities)
+        if signals.needs_another:
+            experts = held(another())
+            with mount(self.llm.model, experts, self.network.config.layer):
+                other = self.answer_steps(questions, ids)
+            if signals.contrast_weight:
+                n = len(questions)
+                out["contrast"] = signals.contrast_weight, contrast_loss(steps.nats_each(n), other.nats_each(n))
+            if signals.nothing_weight:
+                with torch.no_grad(), mount(self.llm.model, without_passages(experts), self.network.config.layer):
+                    before = self.answer_steps(questions, ids)
+                out["nothing"] = signals.nothing_weight, nothing_loss(other.logits, before.logits)
+        return out
 
 
 class TokensRun(Run):
@@ -213,7 +267,7 @@ class TokensRun(Run):
         own = torch.tensor([position for position, _ in batch.rows])
         other = (own + 1) % len(batch.passages)
         ids = pad_ids([q.ids for q in questions]).to(llm.device)
-        answer = None
+        answer, signals = None, dict[str, tuple[float, Tensor]]()
         with plain_attention(llm):
             if is_answering:
                 up, down = network.neurons(keys, values, tokens.mask)
@@ -222,8 +276,12 @@ class TokensRun(Run):
                     torch.cat([up[own], up[other]], 2), torch.cat([down[own], down[other]], 1), weights
                 )
                 with mount(llm.model, experts, network.config.layer), llm.watched(network.config.layer) as seen:
-                    answer = self.answer_loss(questions, ids)
-                x = seen[0]
+                    steps = self.answer_steps(questions, ids)
+                x, answer = seen[0], steps.nats()
+                signals = self.further(
+                    batch, questions, ids, steps,
+                    lambda: self._experts(up[other], down[other], self._of_a_sentence(batch, other, up.shape[2], draw)),
+                )  # fmt: skip
             else:
                 with mount(llm.model, self._experts(None, None, None), network.config.layer):
                     x = llm.states(ids, network.config.layer)
@@ -235,7 +293,16 @@ class TokensRun(Run):
             pointing_loss(scores, tokens.mask[own], where),
             silence_loss(network.scores(at, keys[other]), tokens.mask[other], where),
             float(pointing_accuracy(scores.detach(), where).float().mean()),
+            signals,
         )
+
+    def _of_a_sentence(self, batch: Batch, chosen: Tensor, T: int, draw: random.Random) -> Tensor:
+        """The relevance (Q, T) of the neurons of passages, all of it on one sentence of each."""
+        weights = torch.zeros(len(chosen), T)
+        for row, position in enumerate(chosen.tolist()):
+            first, last = draw.choice(self.passages[batch.passages[position]].spans)
+            weights[row, first:last] = 1.0
+        return weights
 
     @torch.no_grad()
     def validated(self, batch: Batch, *, is_own: bool) -> Given:

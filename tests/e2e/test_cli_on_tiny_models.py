@@ -278,6 +278,23 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
 
 
+def test_a_hypernetwork_is_trained_by_what_a_reader_of_its_model_reads(run: Run, tiny_reader_dir: Path) -> None:
+    _write_questions()
+    how = ["--data", "qa.jsonl", "--steps", "1", "--batch-questions", "2", "--layer", "1", "--pointing-share", "0"]
+    signals = ["--distil-weight", "0.5", "--contrast-weight", "0.1", "--nothing-weight", "0.1"]
+    run("train", "hypernetwork", *how, *signals, "--reader", str(tiny_reader_dir), "--output", "trained")
+    refused = run("train", "hypernetwork", *how, *signals, "--reader", "none", "--output", "other", status=1)
+    assert "no reader to distil" in refused.stderr
+
+
+def test_layers_are_compared(run: Run) -> None:
+    _write_questions()
+    how = ["--train", "qa.jsonl", "--data", "qa.jsonl", "--layer", "1", "--steps", "1", "--limit", "2"]
+    found = _json(run("bench", "layers", *how, "--kind", "pooled", "--output", "sweep", "--json"))
+    assert [(row["layer"], row["n"]) for row in found["rows"]] == [(1, 2)]
+    assert json.loads(Path("sweep/layers.json").read_text("utf-8"))["rows"] == found["rows"]
+
+
 def test_a_trained_reader_reads_prompts(run: Run, tiny_pooled_dir: Path) -> None:
     _write_questions()
     how = ["--data", "qa.jsonl", "--steps", "2", "--batch-questions", "2", "--output", "trained"]

@@ -1,0 +1,190 @@
+"""Where experts are mounted (the paper's Figure 3): a hypernetwork is trained for each of several layers, all alike,
+and the answers with the right passage's expert are compared with those with another's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bench.controls import open_benches
+from knowstore.bench.scoring import share
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError
+from knowstore.evaluation import exact_match, token_f1
+from knowstore.models import NO_READER, resolve
+from knowstore.sources import sentence_spans
+from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
+
+if TYPE_CHECKING:
+    from knowstore.training import TrainingData
+
+Rows = list[dict[str, Any]]
+_SCORES = {"em": exact_match, "f1": token_f1}
+
+
+@dataclass(frozen=True)
+class LayersConfig:
+    """Which 0-based `layers` are compared, with hypernetworks of which `kind`, each trained by `training` from the same
+    seed and scored on up to `limit` questions of each file, drawn with `seed`; answers have up to `max_tokens`."""
+
+    layers: tuple[int, ...]
+    kind: Literal["tokens", "pooled"] = "tokens"
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(minutes=20.0))
+    limit: int = 100
+    seed: int = 0
+    max_tokens: int = 32
+
+
+def run_layers(
+    train: Sequence[Path],
+    data: Sequence[Path],
+    output: Path,
+    *,
+    config: LayersConfig,
+    models: ModelConfig | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, object]:
+    """Train a hypernetwork for each layer and score its experts, gold against shuffled.
+
+    Cut off, the same call goes on: layers that were scored are not trained again, and the one that was being trained
+    goes on from its last checkpoint.
+
+    Args:
+        train: QA files to train on.
+        data: QA files that are asked.
+        output: folder for `layer-N/` with the hypernetwork and its scores, and for `layers.json`.
+        config: what is compared.
+        models: the other models; `hypernetwork` and `reader` of it make no difference.
+
+    Returns: `rows` of {layer, data, n, steps, gold_em, shuffled_em, em_gain, and the same of f1}, each score with its
+        bootstrap 95 % interval under `_ci`: gains are gold minus shuffled on the same questions. And `seconds`, of this
+        call, and `config`.
+
+    Raises:
+        ConfigError: no layers, or such as the LLM does not have, `output` holds a run of other settings or files, or
+            fewer than two questions.
+        TrainingError: a file that cannot be read, or a run that fails.
+    """
+    started = time.perf_counter()
+    models = replace(models or ModelConfig(), reader=NO_READER)
+    described = {"config": json.loads(json.dumps(asdict(config))), "files": [_digest(path) for path in (*train, *data)]}
+    _keep_settings(output, described)
+    loaded = LoadedModels(models, on_progress=on_progress)
+    _check(config.layers, loaded)
+    rows: Rows = []
+    questions: TrainingData | None = None
+    for place, layer in enumerate(config.layers):
+        folder = output / f"layer-{layer}"
+        if on_progress is not None:
+            on_progress(f"layer {layer}", place, len(config.layers))
+        if not (folder / "scores.json").exists():
+            questions = questions or load_questions(train, sentence_spans)
+            steps = _train(layer, questions, folder, config, loaded)
+            scores = _score(layer, steps, data, folder, config, models, on_progress)
+            temporary = folder / "scores.json.new"
+            temporary.write_text(json.dumps(scores) + "\n", "utf-8")
+            temporary.replace(folder / "scores.json")
+        rows += json.loads((folder / "scores.json").read_text("utf-8"))
+    found = {"rows": rows, "config": described["config"], "seconds": time.perf_counter() - started}
+    (output / "layers.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    return found
+
+
+def _check(layers: Sequence[int], loaded: LoadedModels) -> None:
+    """Refuse layers that cannot be compared before any is trained."""
+    n = loaded.llm.n_layers
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < n for layer in layers):
+        raise ConfigError(
+            f"layers {list(layers)} of a model of {n} layers cannot be compared", kept="nothing was measured",
+            fix=f"name one or more different layers from 0 to {n - 1}",
+        )  # fmt: skip
+
+
+def _train(layer: int, questions: TrainingData, folder: Path, config: LayersConfig, loaded: LoadedModels) -> int:
+    """A hypernetwork for a layer in `folder`; gives its steps."""
+    import torch
+
+    from knowstore.experts import new_hypernetwork
+    from knowstore.retrieval import JointReranker
+
+    reference, on_progress = loaded.config.retriever, loaded.on_progress
+    encoder = resolve(reference, "retriever", progress=on_progress)
+    torch.manual_seed(config.training.seed)
+    network = new_hypernetwork(
+        config.kind, loaded.llm, layer=layer, encoder=encoder.path,
+        reference=str(encoder.path) if encoder.origin == "directory" else reference,
+    )  # fmt: skip
+    reranker = loaded.reranker if config.kind == "tokens" else None
+
+    def show(fraction: float) -> None:
+        if on_progress is not None:
+            on_progress(f"training for layer {layer} (%)", min(100, int(100 * fraction)), 100)
+
+    kept = train_hypernetwork(
+        network, loaded.llm, questions, config.training, folder / "training",
+        reranker=reranker if isinstance(reranker, JointReranker) else None,
+        on_progress=lambda one: show(one.fraction),
+    )  # fmt: skip
+    network.config = replace(network.config, trained_steps=kept.step)
+    network.save(folder)
+    return kept.step
+
+
+def _score(
+    layer: int, steps: int, data: Sequence[Path], folder: Path, config: LayersConfig, models: ModelConfig,
+    on_progress: OnProgress | None,
+) -> Rows:  # fmt: skip
+    """A row for each file."""
+    asked = replace(models, hypernetwork=str(folder))
+    rows: Rows = []
+    for bench in open_benches(data, asked, config.limit, config.seed, config.max_tokens, on_progress):
+        everything = list(range(len(bench.cases)))
+        accepted = [case.answers for case in bench.cases]
+        texts = {
+            "gold": bench.answers(config.kind, everything, list(everything)),
+            "shuffled": bench.answers(config.kind, everything, list(bench.others)),
+        }
+        row: dict[str, Any] = {"layer": layer, "data": bench.name, "n": len(everything), "steps": steps}
+        for name, score in _SCORES.items():
+            each = {
+                control: [score(text, answers) for text, answers in zip(some, accepted, strict=True)]
+                for control, some in texts.items()
+            }
+            gains = [gold - shuffled for gold, shuffled in zip(each["gold"], each["shuffled"], strict=True)]
+            for control, values in each.items():
+                row |= share(f"{control}_{name}", values, config.seed)
+            row |= share(f"{name}_gain", gains, config.seed)
+        rows.append(row)
+    return rows
+
+
+def _keep_settings(output: Path, described: Mapping[str, object]) -> None:
+    """Write what is run beside its results, or refuse to go on with a run of something else."""
+    file = output / "settings.json"
+    output.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(json.dumps(described, indent=1) + "\n", "utf-8")
+        return
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        kept = None
+    if kept != described:
+        raise ConfigError(
+            f"the run in {output} had other settings or files", kept="that run is as it was",
+            fix="give its options and files to go on with it, or another folder",
+        )  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    """Tells one file from another, whatever it is called; "" for one that cannot be read, which its reader says."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

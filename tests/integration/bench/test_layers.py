@@ -1,0 +1,94 @@
+"""The sweep of layers on tiny models: each is trained and scored once, by what its experts add to another's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knowstore.bench import LayersConfig, can_plot, plot_layers, run_layers
+from knowstore.bench.controls import ControlBench
+from knowstore.config import ModelConfig
+from knowstore.errors import ConfigError
+from knowstore.experts import load_hypernetwork
+from knowstore.training import TrainingConfig
+
+TRAINING = TrainingConfig(steps=2, batch_questions=4, n_held_out=0, static_steps=0)
+CONFIG = LayersConfig((0, 2), training=TRAINING, limit=4, max_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {
+            "question": f"Where does town {number} lie?",
+            "answers": [f"place {number}"],
+            "passage": {"title": "", "text": f"Town {number} is old. It lies at place {number}."},
+        }
+        for number in range(6)
+    ]
+    file = tmp_path_factory.mktemp("layers") / "qa.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def test_each_layer_is_trained_alike_and_scored_against_another_passage(
+    tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(bench: ControlBench, method: str, indices: list[int], passages: list[int]) -> list[str]:
+        asked.append((bench.models.hypernetwork.config.layer, method))
+        right = [index == passage for index, passage in zip(indices, passages, strict=True)]
+        return [
+            bench.cases[index].answers[0] if is_right else "?" for index, is_right in zip(indices, right, strict=True)
+        ]
+
+    asked: list[tuple[int, str]] = []
+    monkeypatch.setattr(ControlBench, "answers", answers)
+    found: dict[str, Any] = run_layers([questions], [questions], tmp_path, config=CONFIG, models=tiny_models)
+    assert asked == [(0, "tokens")] * 2 + [(2, "tokens")] * 2
+    assert [(row["layer"], row["n"], row["steps"]) for row in found["rows"]] == [(0, 4, 2), (2, 4, 2)]
+    for row in found["rows"]:
+        assert (row["gold_em"], row["shuffled_em"], row["em_gain"], row["em_gain_ci"]) == (1.0, 0.0, 1.0, [1.0, 1.0])
+        config = load_hypernetwork(tmp_path / f"layer-{row['layer']}").config
+        assert (config.layer, config.trained_steps) == (row["layer"], 2)
+    assert json.loads((tmp_path / "layers.json").read_text("utf-8"))["rows"] == found["rows"]
+    if not can_plot():
+        pytest.skip("extra `plots` is not installed")
+    plot_layers(found["rows"], tmp_path / "layers.png")
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_was_cut_off_goes_on_with_the_layers_that_lack(
+    tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, scored = ControlBench.answers, list[int]()
+
+    def answers(bench: ControlBench, *arguments: Any) -> list[str]:
+        scored.append(bench.models.hypernetwork.config.layer)
+        if scored == [0, 0, 2]:
+            raise KeyboardInterrupt
+        return real(bench, *arguments)
+
+    monkeypatch.setattr(ControlBench, "answers", answers)
+    config = replace(CONFIG, kind="pooled")
+    with pytest.raises(KeyboardInterrupt):
+        run_layers([questions], [questions], tmp_path, config=config, models=tiny_models)
+    log = (tmp_path / "layer-2" / "training" / "log.jsonl").read_text("utf-8")
+    found: dict[str, Any] = run_layers([questions], [questions], tmp_path, config=config, models=tiny_models)
+    assert scored == [0, 0, 2, 2, 2]
+    assert [row["layer"] for row in found["rows"]] == [0, 2]
+    assert (tmp_path / "layer-2" / "training" / "log.jsonl").read_text("utf-8") == log  # not trained again
+    with pytest.raises(ConfigError, match="had other settings or files"):
+        run_layers([questions], [questions], tmp_path, config=replace(config, limit=3), models=tiny_models)
+
+
+@pytest.mark.parametrize("layers", [(), (0, 0), (1, 3)])
+def test_layers_that_cannot_be_compared_are_refused_before_training(
+    layers: tuple[int, ...], tiny_models: ModelConfig, questions: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="of a model of 3 layers cannot be compared"):
+        run_layers([questions], [questions], tmp_path, config=replace(CONFIG, layers=layers), models=tiny_models)
+    assert not (tmp_path / "layer-0").exists()

@@ -1,0 +1,237 @@
+"""Signals beside Eq. 5: each is what its name says, and its gradient goes where it should."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import kl_div
+
+from knowstore.errors import TrainingError
+from knowstore.experts import (
+    FrozenLLM,
+    PassageInput,
+    PooledConfig,
+    PooledHypernetwork,
+    ReaderHypernetwork,
+    TokensHypernetwork,
+    load_hypernetwork,
+    mount,
+)
+from knowstore.experts.llm import pad_ids
+from knowstore.prompts import passages_prompt
+from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training.pooled import PooledRun
+from knowstore.training.reader import ReaderTeacher
+from knowstore.training.run import Batch, Run, TokensRun
+from knowstore.training.signals import AnswerSteps, Signals, contrast_loss, distillation_loss, nothing_loss
+
+WEIGHTS = ("distil_weight", "contrast_weight", "nothing_weight")
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    """Four passages of two sentences with a question or two on each."""
+    passages, questions = [], []
+    for number, name in enumerate(("Rome", "Lyon", "Ostia", "Tiber")):
+        first, second = f"{name} lies on {name}{' far away' * number}.", f"It was founded in {number}."
+        text = f"{first} {second}"
+        passages.append(PassageInput(name, text, ((0, len(first)), (len(first) + 1, len(text)))))
+        questions.append(QuestionRow(f"When was {name} founded?", (f"in {number}",), number, 1))
+        if number % 2:
+            questions.append(QuestionRow("Where does it lie?", (f"on {name}",), number, 0))
+    return TrainingData(tuple(passages), tuple(questions))
+
+
+@pytest.fixture
+def tokens(tiny_hypernetwork_dir: Path) -> TokensHypernetwork:
+    loaded = load_hypernetwork(tiny_hypernetwork_dir)
+    assert isinstance(loaded, TokensHypernetwork)
+    return loaded
+
+
+@pytest.fixture
+def reader(tiny_reader_dir: Path) -> ReaderHypernetwork:
+    loaded = load_hypernetwork(tiny_reader_dir)
+    assert isinstance(loaded, ReaderHypernetwork)
+    return loaded
+
+
+def new_run(kind: str, tokens: TokensHypernetwork, llm: FrozenLLM, data: TrainingData) -> Run:
+    torch.manual_seed(0)
+    if kind == "tokens":
+        return TokensRun(tokens, llm, data, 6)
+    network = PooledHypernetwork(PooledConfig(llm.width, layer=1, rank=4, bottleneck=8))
+    with torch.no_grad():  # experts of a new one add nothing, which no signal can change at first
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    return PooledRun(network, llm, data, 6)
+
+
+def test_distillation_is_the_divergence_from_the_teacher() -> None:
+    torch.manual_seed(0)
+    logits, taught = torch.randn(5, 7), torch.randn(5, 7).softmax(-1)
+    every = torch.arange(7).expand(5, 7)
+    expected = kl_div(logits.log_softmax(-1), taught, reduction="batchmean")
+    assert distillation_loss(logits, every, taught).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert distillation_loss(taught.log(), every, taught).item() == pytest.approx(0.0, abs=1e-6)
+    shares, ids = taught.topk(2)
+    certain = distillation_loss(logits, ids, shares / 2)  # shares are scaled to sum to 1
+    assert certain.item() == pytest.approx(distillation_loss(logits, ids, shares).item(), rel=1e-5)
+
+
+def test_contrast_is_the_choice_between_two_passages() -> None:
+    own, other = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([1.0, 1.0], requires_grad=True)
+    loss = contrast_loss(own, other)
+    right = [0.5, math.exp(-3) / (math.exp(-3) + math.exp(-1))]
+    assert loss.item() == pytest.approx(-sum(map(math.log, right)) / 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    assert other.grad is not None
+    assert bool((own.grad > 0).all())
+    assert bool((other.grad < 0).all())
+    assert own.grad[1] > own.grad[0]  # the question that the wrong passage answers better weighs more
+
+
+def test_doing_nothing_is_the_divergence_from_before() -> None:
+    torch.manual_seed(0)
+    logits, before = torch.randn(5, 7), torch.randn(5, 7)
+    expected = kl_div(logits.log_softmax(-1), before.softmax(-1), reduction="batchmean")
+    assert nothing_loss(logits, before).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert nothing_loss(before, before).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_nats_of_a_question_are_those_of_its_own_answer() -> None:
+    torch.manual_seed(0)
+    steps = AnswerSteps(torch.randn(5, 7), torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 0, 0, 1, 1]))
+    each = steps.nats_each(2)
+    assert steps.nats().item() == pytest.approx((3 * each[0].item() + 2 * each[1].item()) / 5, rel=1e-5)
+
+
+def test_a_teacher_tells_what_the_reader_reads_in_the_prompt(
+    tiny_llm: FrozenLLM, reader: ReaderHypernetwork, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = ReaderTeacher(reader, tiny_llm, data, n_best=3)
+    rows = [(1, 1), (1, 2), (2, 3)]
+    ids, shares = teacher.taught(rows)
+    expected_ids, expected_shares = [], []
+    for passage, question in rows:
+        asked, one = teacher.run.questions[question], data.passages[passage]
+        before = tiny_llm.prompt_ids(passages_prompt([(one.title, one.text)]))
+        experts = reader.static_experts(tiny_llm)
+        with torch.inference_mode(), mount(tiny_llm.model, experts, reader.config.layer, starts=[len(before)]):
+            logits = tiny_llm.model(torch.tensor([before + asked.ids])).logits[0]
+        best = logits[len(before) + asked.n_question - 1 : -1].softmax(-1).topk(3)
+        expected_ids.append(best.indices)
+        expected_shares.append(best.values)
+    assert torch.equal(ids, torch.cat(expected_ids))
+    torch.testing.assert_close(shares, torch.cat(expected_shares), rtol=2e-3, atol=1e-4)
+    monkeypatch.setattr(teacher, "_ask", lambda batch: pytest.fail("a question was asked twice"))
+    again, _ = teacher.taught(rows[1:])
+    assert torch.equal(again, ids[-len(again) :])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+@pytest.mark.parametrize("name", ["distil", "contrast", "nothing"])
+def test_a_step_against_its_gradient_lowers_a_signal(
+    kind: str,
+    name: str,
+    tiny_llm: FrozenLLM,
+    tokens: TokensHypernetwork,
+    reader: ReaderHypernetwork,
+    data: TrainingData,
+) -> None:
+    run = new_run(kind, tokens, tiny_llm, data)
+    run.signals = replace(Signals(teacher=ReaderTeacher(reader, tiny_llm, data)), **{f"{name}_weight": 1.0})
+    batch = Batch([1, 2, 3], [run.by_passage[passage] for passage in (1, 2, 3)])
+    run.network.set_trainable()
+    parameters = [parameter for parameter in run.network.parameters() if parameter.requires_grad]
+
+    def signal() -> torch.Tensor:
+        found = run.losses(batch, random.Random(0), is_answering=True).signals
+        assert list(found) == [name]
+        return found[name][1]
+
+    before = signal()
+    gradients = torch.autograd.grad(before, parameters, allow_unused=True)
+    squared = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
+    assert squared > 0
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter -= 0.01 * float(before) / squared * gradient
+        assert float(signal()) < float(before)
+
+
+def test_another_passages_expert_leaves_what_belongs_to_no_passage_as_it_is(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
+) -> None:
+    run = new_run("tokens", tokens, tiny_llm, data)
+    run.signals = Signals(nothing_weight=1.0)
+    batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
+    tokens.set_trainable()
+    found = run.losses(batch, random.Random(0), is_answering=True).signals["nothing"][1]
+    found.backward()  # type: ignore[no-untyped-call]
+    of_none = [p for name, p in tokens.named_parameters() if name.startswith(("static_parts", "query_"))]
+    assert of_none
+    assert all(parameter.grad is None for parameter in of_none)
+
+
+def test_signals_count_with_their_weights_and_only_where_they_are_on(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
+) -> None:
+    run = new_run("tokens", tokens, tiny_llm, data)
+    batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
+    plain = run.losses(batch, random.Random(0), is_answering=True)
+    assert plain.signals == {}
+    run.signals = Signals(contrast_weight=0.5, nothing_weight=2.0)
+    both = run.losses(batch, random.Random(0), is_answering=True)
+    extra = 0.5 * both.signals["contrast"][1] + 2.0 * both.signals["nothing"][1]
+    assert float(both.total(1.0, 1.0)) == pytest.approx(float(plain.total(1.0, 1.0) + extra), rel=1e-4)
+    assert run.losses(batch, random.Random(0), is_answering=False).signals == {}
+
+
+def test_the_nothing_of_experts_that_add_nothing_is_zero(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
+) -> None:
+    run = new_run("tokens", tokens, tiny_llm, data)
+    run.signals = Signals(nothing_weight=1.0)
+    batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
+    questions = [run.questions[question] for _, question in batch.rows]
+    ids = pad_ids([question.ids for question in questions])
+    assert isinstance(run, TokensRun)
+    static = run._experts(None, None, None)
+    with mount(tiny_llm.model, static, tokens.config.layer):
+        steps = run.answer_steps(questions, ids)
+    found = run.further(batch, questions, ids, steps, lambda: static)
+    assert float(found["nothing"][1]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_run_is_trained_by_the_signals_that_it_is_given(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, reader: ReaderHypernetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    seen: list[TrainingProgress] = []
+    settings = TrainingConfig(steps=3, pointing_share=0.0, static_steps=1, n_held_out=0, **dict.fromkeys(WEIGHTS, 0.5))
+    train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader, on_progress=seen.append)
+    assert [one.distil is None for one in seen] == [True, False, False]  # the static expert is trained by Eq. 5 alone
+    line = json.loads((tmp_path / "log.jsonl").read_text("utf-8").splitlines()[-1])
+    assert all(line[name] > 0 for name in ("distil", "contrast", "nothing"))
+    assert line["loss"] > line["answer"]
+    with torch.no_grad():
+        reader.query_up[0].add_(1)
+    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
+        train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader)
+
+
+def test_signals_that_cannot_be_had_are_refused(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, reader: ReaderHypernetwork, data: TrainingData, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="no reader to distil"):
+        train_hypernetwork(tokens, tiny_llm, data, TrainingConfig(steps=1, distil_weight=1.0), tmp_path)
+    with pytest.raises(TrainingError, match=r"trained by Eq\. 5 alone"):
+        train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1, nothing_weight=1.0), tmp_path)
