@@ -545,7 +545,7 @@ class KnowledgeStore:
 
         Args:
             is_undone: change back to the models that the store had before; only experts of passages that are newer
-                than the change are generated.
+                than the change are generated. Done already, it is refused and not turned round again.
 
         Raises:
             ConfigError: another retriever, or nothing to undo.
@@ -554,7 +554,9 @@ class KnowledgeStore:
         with self._writer():
             models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
             codec, table = self._bank_config.codec, self._tables.passages()
-            report = _reexpert.reexpert(self.layout, self.catalog, table, models, codec, self._on_progress)
+            report = _reexpert.reexpert(
+                self.layout, self.catalog, table, models, codec, self._on_progress, is_undone=is_undone
+            )
         self.models = models
         return report
 
@@ -565,7 +567,7 @@ class KnowledgeStore:
     def drop_previous(self) -> int:
         """Delete the experts that `reexpert` kept of other models; returns of how many."""
         with self._writer():
-            return _reexpert.drop_others(self.layout, self.catalog)
+            return _reexpert.drop_others(self.layout, self.catalog, self._tables)
 
     def export(self, folder: Path) -> int:
         """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
