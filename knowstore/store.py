@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -295,9 +295,11 @@ class KnowledgeStore:
             live = self.catalog.live_ids(ids)
             purgeable = self._tables.passages().existing(ids) | self.catalog.purged(ids) if purge else set()
             self._check_known(ids, live | purgeable)
-            batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
+            change, settings = Change([], self._live_pairs(sorted(live)), []), _upkeep.purging(ids if purge else [])
+            batch, _ = self._commit("remove", change, None, note, settings)
             if purge:
-                _upkeep.purge(self.catalog, self._tables.passages(), self._tables.banks(), ids)
+                self.catalog.set_settings(settings)
+                _upkeep.finish_purge(self.catalog, self._tables.passages(), self._tables.banks())
                 self.forget()
         return RemoveReport(None if batch is None else batch.id, len(live), purge)
 
@@ -613,6 +615,7 @@ class KnowledgeStore:
         change: Change,
         passages: Callable[[set[str]], Iterator[Passage]] | None,
         note: str,
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[EditBatch | None, float]:
         def write(wanted: set[str], batch_id: int) -> float:
             if not wanted:
@@ -636,12 +639,17 @@ class KnowledgeStore:
                 )
             return written.model_seconds
 
-        return self._apply(kind, change, write, note)
+        return self._apply(kind, change, write, note, settings)
 
     def _apply(
-        self, kind: BatchKind, change: Change, write: Callable[[set[str], int], float], note: str
+        self,
+        kind: BatchKind,
+        change: Change,
+        write: Callable[[set[str], int], float],
+        note: str,
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[EditBatch | None, float]:
-        """Stage, write rows, commit: nobody sees anything of the batch before the last step."""
+        """Stage, write rows, commit: nobody sees anything of the batch before the last step, which sets `settings`."""
         coming, going = self.catalog.effects(change)
         if not (coming or going or change.added or change.removed or change.superseded):
             _upkeep.recover(self.catalog, *self._tables.both())
@@ -671,6 +679,7 @@ class KnowledgeStore:
                 change,
                 passages_version=None if table is None else table.version,
                 experts_version=None if bank is None else bank.version,
+                settings=settings,
             )
         except Exception:
             if kind != "ingest":

@@ -178,7 +178,7 @@ class Bench:
         with command.surroundings(scene), few, self._open(place) as store:
             now = state(store)
             if now not in (course.before, course.after):
-                found.append(f"half batch: neither before nor after {command}: {_difference(now, course)}")
+                found.append(f"half batch: neither before nor after: {_difference(now, course)}")
             found += disagreements(store)
             found += [f"not clean: {one.kind}, {one.detail}" for one in store.verify().problems
                       if one.kind != "unfinished purge"]  # fmt: skip
