@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 _MAX_PAGE_BYTES = 256 * 1024 * 1024
 _MAX_VALUES = 1 << 26  # of a page
 _MAX_LIST_VALUES = 1 << 24  # of all lists of a column in a row group: one row may have them all
-_BATCH_BYTES = 128 * 1024 * 1024
+_BATCH_BYTES = 64 * 1024 * 1024
 _BATCH_ROWS = 1024
 _HEADER_BYTES, _MAX_HEADER_BYTES = 1 << 12, 1 << 24
 _MAX_DEPTH = 16
@@ -38,7 +38,7 @@ class _Pages:
 def read_batches(
     table: pq.ParquetFile, file: BinaryIO, columns: Sequence[str], *, max_rows: int = _BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, as many at a time as are sure to fit in 128 MiB, at most `max_rows`.
+    """The rows of a Parquet file, as many at a time as are sure to fit in 64 MiB, at most `max_rows`.
 
     Args:
         table: the file, opened.

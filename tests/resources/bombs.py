@@ -80,11 +80,11 @@ _LAUGHS = '<!DOCTYPE d [<!ENTITY a0 "ha">' + "".join(
 ) + "]>"  # fmt: skip
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "one-text.parquet": lambda: parquet(_same_text(10_000_000, 100_000)),
-    "page.parquet": lambda: parquet(pa.array(["a" * 300_000_000]), use_dictionary=False),
+    "one-text.parquet": lambda: parquet(_same_text(1_000_000, 1_000_000)),
+    "page.parquet": lambda: parquet(pa.array(["a" * 270_000_000]), use_dictionary=False),
     "lists.parquet": lambda: parquet(_lists(1 << 25), use_dictionary=False),
     "values.json": lambda: b"[" + b"[]," * 10_000_001 + b"[]]",
-    "objects.json.gz": lambda: gzip.compress(b"[" + b'{"":{}},' * 4_000_000 + b"{}]"),
+    "objects.json.gz": lambda: gzip.compress(b"[" + b'{"":{}},' * 4_000_000 + b"{}]", 1),
     "tags.html": lambda: b"<p>" * 2_000_001,
     "marks.md": lambda: b"*a*" * 1_000_001,
     "tags.docx": lambda: _docx(lambda xml: xml + "<a/>" * 4_000_001),
@@ -93,9 +93,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         lambda xml: xml.split("?>")[0] + "?>" + _LAUGHS + xml.split("?>")[1].replace("cell", "&a9;")
     ),
     "drawing.pdf": lambda: _pdf(b"0 g\n" * 4_000_000),
-    "line.jsonl.gz": lambda: gzip.compress(b'{"text": "' + b"a" * 600_000_000),
-    "probes.jsonl.gz": lambda: gzip.compress(b'{"question": "' + b"a" * 100_000_000),
-    "junk-probes.jsonl.gz": lambda: gzip.compress(b"x\n" * 20_000_000),
+    "line.jsonl.gz": lambda: gzip.compress(b'{"text": "' + b"a" * 40_000_000, 1),
+    "probes.jsonl.gz": lambda: gzip.compress(b'{"question": "' + b"a" * 20_000_000, 1),
+    "junk-probes.jsonl.gz": lambda: gzip.compress(b"x\n" * 1_000_000, 1),
 }
 
 
