@@ -57,7 +57,8 @@ def reexpert(
         [report.fingerprint],
     )
     if not is_same:
-        output.hint("undo it with `knowstore reexpert --undo`, or free the space with `--drop-previous`")
+        undoing = "" if undo else "undo it with `knowstore reexpert --undo`, or "
+        output.hint(f"{undoing}free the space with `knowstore reexpert --drop-previous`")
 
 
 def _drop(session: Session, store: KnowledgeStore, *, is_dry: bool, is_sure: bool) -> None:

@@ -10,9 +10,9 @@ from typing import cast
 from knowstore._ingest import write_experts
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore._tables import bank_name
+from knowstore._tables import Tables, bank_name
 from knowstore._upkeep import intervals, parts
-from knowstore.bank import NAME, ExpertBank, bank_names, drop_bank
+from knowstore.bank import NAME, ExpertBank, bank_names
 from knowstore.catalog import Catalog
 from knowstore.config import Codec, ModelConfig
 from knowstore.errors import ConfigError, PassageError
@@ -28,7 +28,7 @@ def previous_models(catalog: Catalog, like: LoadedModels) -> LoadedModels:
     """The models that the store had before its last change, with the settings of `like`.
 
     Raises:
-        ConfigError: there was no change, or the files of those models are others now.
+        ConfigError: there was no change, it has been undone, or the files of those models are others now.
     """
     previous = catalog.setting(_PREVIOUS)
     if not isinstance(previous, dict):
@@ -36,6 +36,12 @@ def previous_models(catalog: Catalog, like: LoadedModels) -> LoadedModels:
             "the store has had no other hypernetwork or LLM",
             kept="the store is as it was",
             fix="nothing needs to be undone",
+        )
+    if previous.get("is_undone"):
+        raise ConfigError(
+            "the last change of hypernetwork or LLM has been undone already",
+            kept="the store is as it was",
+            fix="nothing needs to be done; to go over again run `knowstore --hypernetwork FOLDER reexpert`",
         )
     models = like.with_config(ModelConfig(**previous["models"]))
     models.check_store(previous["fingerprints"])
@@ -49,9 +55,11 @@ def reexpert(
     models: LoadedModels,
     codec: Codec,
     on_progress: OnProgress | None,
+    *,
+    is_undone: bool,
 ) -> ReexpertReport:
     """Generate the experts of all stored passages by `models`, then let the store use them; see
-    `KnowledgeStore.reexpert`. The caller is the one writer."""
+    `KnowledgeStore.reexpert`. The caller is the one writer, and asks with `is_undone` for the previous models."""
     started = time.perf_counter()
     recorded, new = _recorded(catalog), models.fingerprints
     if new["retriever"] != recorded["retriever"]:
@@ -70,7 +78,11 @@ def reexpert(
         catalog.fingerprint(role, digest, {"reference": str(getattr(models.config, role, role))})
     catalog.set_settings(
         {
-            _PREVIOUS: {"models": catalog.setting("models"), "fingerprints": dict(recorded)},
+            _PREVIOUS: {
+                "models": catalog.setting("models"),
+                "fingerprints": dict(recorded),
+                "is_undone": is_undone,
+            },
             "models": asdict(models.config),
             "fingerprints": {**new, "bank": name},
         }
@@ -92,12 +104,12 @@ def others(layout: Layout, catalog: Catalog) -> list[KeptBank]:
     ]
 
 
-def drop_others(layout: Layout, catalog: Catalog) -> int:
+def drop_others(layout: Layout, catalog: Catalog, tables: Tables) -> int:
     """Delete every bank but the one in use; returns how many. What was before cannot be undone then."""
     dropped = others(layout, catalog)
     catalog.set_setting(_PREVIOUS, None)
     for bank in dropped:
-        drop_bank(str(layout.tables), bank.name)
+        tables.drop_bank(bank.name)
     return len(dropped)
 
 

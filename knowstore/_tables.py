@@ -88,9 +88,30 @@ class Tables:
             ) from error
         self.sweep()
 
+    def drop_bank(self, name: str) -> None:
+        """Delete a bank that is not in use; a kill leaves all of it or none.
+
+        Raises:
+            BankError: it cannot be deleted; it and every other bank are as they were.
+        """
+        folder = f"{name}.lance"
+        try:
+            self._layout.discarded.mkdir(exist_ok=True)
+            (self._layout.tables / folder).rename(self._layout.discarded / folder)
+        except OSError as error:
+            raise BankError(
+                f"the expert bank {name} in {self._layout.tables} cannot be deleted: {error}",
+                kept="its files, and every other bank",
+                fix="look for missing permissions and run the command again",
+            ) from error
+        self.sweep()
+
     def sweep(self) -> None:
-        """Delete what a crash left of tables that were being deleted."""
+        """Delete what a crash left of tables that were being deleted, and of banks that were just being made."""
         shutil.rmtree(self._layout.discarded, ignore_errors=True)
+        for folder in self._layout.tables.glob(f"{NAME}_*.lance"):
+            if not any(folder.glob("_versions/*.manifest")) and not any(folder.glob("data/*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
     # as they are now
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from knowstore.bank import EncodedExpert, ExpertBank
 from knowstore.errors import ConfigError, FingerprintError, PassageError, SourceError
 from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage
+from knowstore.sources import leaf_columns, read_batches
 
 _FORMAT = 1
 _ROWS = 256  # rows in memory
 _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
 _MAX_MANIFEST_BYTES = 1 << 20
+_MAX_PLACEMENTS = 5_000_000  # in memory
 
 
 def export(
@@ -99,11 +101,15 @@ class Bundle:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Placements (passage_id, source)."""
-        rows = [row for part in self._parts("sources.parquet", ("passage_id", "source")) for row in part]
-        pairs = [(row["passage_id"], row["source"]) for row in rows]
+        path = self.folder / "sources.parquet"
+        pairs: dict[tuple[str, str], None] = {}
+        for part in self._parts(path.name, ("passage_id", "source")):
+            pairs.update(((row["passage_id"], row["source"]), None) for row in part)
+            if len(pairs) > _MAX_PLACEMENTS:
+                raise _damaged(path, ValueError(f"it places passages more than {_MAX_PLACEMENTS:,} times"))
         if not all(isinstance(value, str) for pair in pairs for value in pair):
-            raise _damaged(self.folder / "sources.parquet", ValueError("a passage has no source"))
-        return pairs
+            raise _damaged(path, ValueError("a passage has no source"))
+        return list(pairs)
 
     def write(self, wanted: set[str], table: PassageTable, bank: ExpertBank, batch_id: int) -> None:
         """Write the rows of `wanted` into a staged batch; every row's id and checksum is verified."""
@@ -152,14 +158,46 @@ class Bundle:
         """Rows of a file, some at a time."""
         try:
             _check_regular(self.folder / name)
-            with pq.ParquetFile(self.folder / name) as file:
-                absent = set(columns) - set(file.schema_arrow.names)
-                if absent:
-                    raise ValueError(f"it has no column {', '.join(sorted(absent))}")
-                for batch in file.iter_batches(_ROWS, columns=list(columns)):
+            with (self.folder / name).open("rb") as file, pq.ParquetFile(file, pre_buffer=False) as table:
+                _check_types(table.schema_arrow, columns)
+                leaves = leaf_columns(table, columns, with_lists=True)
+                for batch in read_batches(table, file, leaves, max_rows=_ROWS):
                     yield batch.to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(self.folder / name, error) from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+_TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "vector": lambda kind: _is_list(kind) and pa.types.is_floating(kind.value_type),
+    "segments": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
+    "segment_ranks": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
+    "segment_vectors": _is_binary,
+    "data": _is_binary,
+    "rank": pa.types.is_integer,
+    "batch_id": pa.types.is_integer,
+}
+
+
+def _check_types(schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Raise ValueError for a column that is not there or is of another type than an export writes; the rest is text."""
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"it has no column {name}")
+        kind = schema.field(name).type
+        if not _TYPES.get(name, _is_text)(kind):
+            raise ValueError(f"its column {name} is of type {kind}")
 
 
 def _check_regular(path: Path) -> None:

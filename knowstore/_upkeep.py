@@ -91,10 +91,10 @@ def parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         yield items[first : first + _ROWS]
 
 
-def purge(catalog: Catalog, table: PassageTable, banks: Sequence[ExpertBank], ids: Collection[str]) -> None:
-    """Delete passages and experts from every file. The intent is recorded first, so a crash cannot lose it."""
-    catalog.set_setting(PURGE_PENDING, sorted(ids))
-    finish_purge(catalog, table, banks)
+def purging(ids: Collection[str]) -> dict[str, object]:
+    """The setting that says that these passages are to be deleted from every file; it is recorded with their removal,
+    so a crash cannot lose it. Empty when there are none."""
+    return {PURGE_PENDING: sorted(ids)} if ids else {}
 
 
 def finish_purge(catalog: Catalog, table: PassageTable, banks: Sequence[ExpertBank]) -> None:

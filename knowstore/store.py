@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -295,9 +295,11 @@ class KnowledgeStore:
             live = self.catalog.live_ids(ids)
             purgeable = self._tables.passages().existing(ids) | self.catalog.purged(ids) if purge else set()
             self._check_known(ids, live | purgeable)
-            batch, _ = self._commit("remove", Change([], self._live_pairs(sorted(live)), []), None, note)
+            change, settings = Change([], self._live_pairs(sorted(live)), []), _upkeep.purging(ids if purge else [])
+            batch, _ = self._commit("remove", change, None, note, settings)
             if purge:
-                _upkeep.purge(self.catalog, self._tables.passages(), self._tables.banks(), ids)
+                self.catalog.set_settings(settings)
+                _upkeep.finish_purge(self.catalog, self._tables.passages(), self._tables.banks())
                 self.forget()
         return RemoveReport(None if batch is None else batch.id, len(live), purge)
 
@@ -545,7 +547,7 @@ class KnowledgeStore:
 
         Args:
             is_undone: change back to the models that the store had before; only experts of passages that are newer
-                than the change are generated.
+                than the change are generated. Done already, it is refused and not turned round again.
 
         Raises:
             ConfigError: another retriever, or nothing to undo.
@@ -554,7 +556,9 @@ class KnowledgeStore:
         with self._writer():
             models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
             codec, table = self._bank_config.codec, self._tables.passages()
-            report = _reexpert.reexpert(self.layout, self.catalog, table, models, codec, self._on_progress)
+            report = _reexpert.reexpert(
+                self.layout, self.catalog, table, models, codec, self._on_progress, is_undone=is_undone
+            )
         self.models = models
         return report
 
@@ -565,7 +569,7 @@ class KnowledgeStore:
     def drop_previous(self) -> int:
         """Delete the experts that `reexpert` kept of other models; returns of how many."""
         with self._writer():
-            return _reexpert.drop_others(self.layout, self.catalog)
+            return _reexpert.drop_others(self.layout, self.catalog, self._tables)
 
     def export(self, folder: Path) -> int:
         """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
@@ -611,6 +615,7 @@ class KnowledgeStore:
         change: Change,
         passages: Callable[[set[str]], Iterator[Passage]] | None,
         note: str,
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[EditBatch | None, float]:
         def write(wanted: set[str], batch_id: int) -> float:
             if not wanted:
@@ -634,12 +639,17 @@ class KnowledgeStore:
                 )
             return written.model_seconds
 
-        return self._apply(kind, change, write, note)
+        return self._apply(kind, change, write, note, settings)
 
     def _apply(
-        self, kind: BatchKind, change: Change, write: Callable[[set[str], int], float], note: str
+        self,
+        kind: BatchKind,
+        change: Change,
+        write: Callable[[set[str], int], float],
+        note: str,
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[EditBatch | None, float]:
-        """Stage, write rows, commit: nobody sees anything of the batch before the last step."""
+        """Stage, write rows, commit: nobody sees anything of the batch before the last step, which sets `settings`."""
         coming, going = self.catalog.effects(change)
         if not (coming or going or change.added or change.removed or change.superseded):
             _upkeep.recover(self.catalog, *self._tables.both())
@@ -669,6 +679,7 @@ class KnowledgeStore:
                 change,
                 passages_version=None if table is None else table.version,
                 experts_version=None if bank is None else bank.version,
+                settings=settings,
             )
         except Exception:
             if kind != "ingest":

@@ -14,6 +14,9 @@ from knowstore.errors import CatalogError, SourceError
 from knowstore.records import Probe, ProbeKind, SourceFailure
 from knowstore.store import KnowledgeStore
 
+_MAX_BYTES, _MAX_LINE_BYTES = 1 << 29, 1 << 24  # uncompressed
+_MAX_FAILURES = 10_000
+
 
 @dataclass(frozen=True)
 class ProbesFile:
@@ -38,7 +41,8 @@ def read_probes(path: Path) -> ProbesFile:
     A row that is no probe is reported as `file:line`, and reading goes on.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file cannot be read, is larger than 512 MiB uncompressed or has a line of more than 16 MiB, or
+            10,000 of its rows are no probes.
     """
     rows: list[tuple[str, Probe]] = []
     failures: list[SourceFailure] = []
@@ -48,19 +52,30 @@ def read_probes(path: Path) -> ProbesFile:
             rows.append((place, found))
         else:
             failures.append(SourceFailure(place, found))
+        if len(failures) >= _MAX_FAILURES:
+            raise _unreadable(path, f"given up after {len(failures):,} rows that are no probes, the last: {found}")
     return ProbesFile(tuple(rows), tuple(failures))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            number = n_bytes = 0
+            while line := stream.readline(_MAX_LINE_BYTES + 1):
+                number, n_bytes = number + 1, n_bytes + len(line)
+                if len(line) > _MAX_LINE_BYTES or n_bytes > _MAX_BYTES:
+                    limit = _MAX_LINE_BYTES if len(line) > _MAX_LINE_BYTES else _MAX_BYTES
+                    raise _unreadable(path, f"more than {limit:,} bytes up to line {number:,}")
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(
-            f"{path} cannot be read: {error}", kept="the store is as it was", fix="give a .jsonl or .jsonl.gz file"
-        ) from error
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, reason: str) -> SourceError:
+    return SourceError(
+        f"{path} cannot be read: {reason}", kept="the store is as it was", fix="give a .jsonl or .jsonl.gz file"
+    )
 
 
 def _probe(line: bytes) -> Probe | str:

@@ -1,6 +1,6 @@
 """The expert bank: every passage's expert, encoded, in LanceDB."""
 
-from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names, drop_bank
+from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names
 from knowstore.bank.codec import decode, encode
 from knowstore.bank.expert import EncodedExpert, StoredExpert
 
@@ -12,6 +12,5 @@ __all__ = [
     "StoredExpert",
     "bank_names",
     "decode",
-    "drop_bank",
     "encode",
 ]

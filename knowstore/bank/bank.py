@@ -117,9 +117,10 @@ class ExpertBank:
                 table = cast(LanceTable, connection.open_table(name))
             elif create:
                 table = cast(LanceTable, connection.create_table(name, schema=_SCHEMA))
-                table.set_unenforced_primary_key("id")
             else:
                 raise _absent(uri)
+            if create and not table.schema.field("id").metadata:  # a kill may have come between
+                table.set_unenforced_primary_key("id")
             missing = set(_SCHEMA.names) - set(table.schema.names)
         except _LANCE_ERRORS as error:
             raise BankError(
@@ -142,7 +143,16 @@ class ExpertBank:
         Raises:
             BankError: what is there cannot be deleted.
         """
-        drop_bank(uri, name)
+        try:
+            connection = lancedb.connect(uri)
+            if name in connection.list_tables().tables:
+                connection.drop_table(name)
+        except _LANCE_ERRORS as error:
+            raise BankError(
+                f"the expert bank {name} in {uri} cannot be deleted: {error}",
+                kept="its files, and every other bank",
+                fix="look for missing permissions and run the command again",
+            ) from error
         return cls.open(uri, fingerprint=fingerprint, name=name, create=True)
 
     @property
@@ -463,24 +473,6 @@ def bank_names(uri: str) -> list[str]:
     """The banks in a folder: the one that a store began with, and those of other hypernetworks."""
     names = lancedb.connect(uri).list_tables().tables
     return sorted(name for name in names if name == NAME or name.startswith(f"{NAME}_"))
-
-
-def drop_bank(uri: str, name: str) -> None:
-    """Delete a bank with all its files.
-
-    Raises:
-        BankError: it cannot be deleted.
-    """
-    try:
-        connection = lancedb.connect(uri)
-        if name in connection.list_tables().tables:
-            connection.drop_table(name)
-    except _LANCE_ERRORS as error:
-        raise BankError(
-            f"the expert bank {name} in {uri} cannot be deleted: {error}",
-            kept="its files, and every other bank",
-            fix="look for missing permissions and run the command again",
-        ) from error
 
 
 class _Cache:

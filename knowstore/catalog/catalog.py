@@ -189,8 +189,9 @@ class Catalog:
         *,
         passages_version: int | None = None,
         experts_version: int | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> EditBatch:
-        """Apply a change and make its staged batch live, in one transaction.
+        """Apply a change, make its staged batch live and set `settings`, in one transaction.
 
         The versions are those of the tables after it. The counts of the batch that comes back are
         of passages whose liveness changed.
@@ -216,6 +217,7 @@ class Catalog:
                     experts_version_after=experts_version,
                 )
             )
+            self._set(connection, settings or {})
             return _batch(connection, batch_id)
 
     # What is live
@@ -397,9 +399,12 @@ class Catalog:
     def set_settings(self, values: Mapping[str, object]) -> None:
         """Store JSON values under several keys, all or none of them."""
         with self._database.write() as connection:
-            for key, value in values.items():
-                statement = self._database.insert(SettingRow).values(key=key, value=value)
-                connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
+            self._set(connection, values)
+
+    def _set(self, connection: Connection, values: Mapping[str, object]) -> None:
+        for key, value in values.items():
+            statement = self._database.insert(SettingRow).values(key=key, value=value)
+            connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
 
     def fingerprint(self, kind: str, digest: str, detail: dict[str, object]) -> None:
         """Record what made rows of this store; a digest that is known already is left as it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from knowstore.errors import CatalogError, ConfigError, SchemaError, StoreLocked
 
 _T = TypeVar("_T", int, str)
 BUSY_TIMEOUT_S = 30
+_POLL_S = 0.02
 _KEPT = "the catalog is as it was before this call"
 
 
@@ -80,7 +82,7 @@ class Database:
         @event.listens_for(engine, "connect")
         def _configure(connection: sqlite3.Connection, _record: object) -> None:
             connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first INSERT
-            connection.execute("PRAGMA journal_mode = WAL").close()
+            _keep_a_log(connection)
             connection.execute("PRAGMA secure_delete = ON").close()  # what a purge deletes is overwritten
             connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}").close()
 
@@ -156,6 +158,20 @@ class Database:
     def insert(self, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
         """The dialect's INSERT, which knows ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to a write-ahead log, once in a file's life; SQLite does not wait there for another that writes."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 _RETRY = "try again; if it fails again, run `knowstore db check`"

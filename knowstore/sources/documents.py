@@ -18,6 +18,7 @@ from knowstore.errors import SourceError
 from knowstore.records import SourceFailure
 from knowstore.sources.dates import iso_date
 from knowstore.sources.finding import Source
+from knowstore.sources.limits import MAX_PAGE_BYTES, bounded, check_html, check_markdown, check_spans, check_word
 from knowstore.sources.opening import decode, unreadable
 from knowstore.sources.splitting import fold
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup
     from docx.document import Document as DocxDocument
     from markdown_it.token import Token
+    from pypdf import PdfReader
 
 _FRONT_MATTER = re.compile(r"---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
 _FRONT_MATTER_ENTRY = re.compile(r"^(title|date)[^\S\n]*:[^\S\n]*(.+)$", re.MULTILINE | re.IGNORECASE)
@@ -73,6 +75,7 @@ def read_markdown(data: bytes, source: Source) -> Document:
     Code and table rows stay as text, raw HTML loses its tags, links and images keep their words.
     """
     text = decode(data, source).replace("\r\n", "\n")
+    check_markdown(text, source)
     entries: dict[str, str] = {}
     if match := _FRONT_MATTER.match(text):
         found = _FRONT_MATTER_ENTRY.findall(match[1] or "")
@@ -133,6 +136,7 @@ def read_html(data: bytes, source: Source) -> Document:
     except ImportError as error:
         raise _missing_docs(source, "HTML") from error
     text = decode(data, source, EncodingDetector.find_declared_encoding(data, is_html=True))
+    check_html(text, source)
     with _parsing(source, "HTML"):
         soup = BeautifulSoup(text, "lxml")
         heading = soup.title or soup.h1
@@ -171,13 +175,14 @@ def _html_text(soup: BeautifulSoup) -> str:
     return "".join(parts)
 
 
-def read_pdf(data: bytes, source: Source) -> Iterator[Document | SourceFailure]:
+def read_pdf(data: bytes, source: Source, max_bytes: int) -> Iterator[Document | SourceFailure]:
     """The text of a PDF, page after page; the title is the metadata's, else the file's name.
 
     Yields: a failure for each page that cannot be read, then the document.
 
     Raises:
-        SourceError: not a PDF, encrypted with a password, or without any text (scanned pages).
+        SourceError: not a PDF, encrypted with a password, without any text (scanned pages), or with more than
+            `max_bytes` characters.
     """
     try:
         import pypdf
@@ -193,11 +198,11 @@ def read_pdf(data: bytes, source: Source) -> Iterator[Document | SourceFailure]:
             is_locked = True
         if is_locked:
             raise unreadable(source, "the PDF is encrypted", "save it without a password")
-        for number, page in enumerate(reader.pages, start=1):
-            try:
-                pages.append(page.extract_text())
-            except Exception as error:  # whatever a parser raises on a malformed page
-                failures.append(SourceFailure(f"{source.name}#page{number}", f"the page cannot be read: {error!r}"))
+        for failure, text in bounded(_pdf_pages(reader, source), source, max_bytes):
+            if failure is None:
+                pages.append(text)
+            else:
+                failures.append(failure)
         title = fold(str((reader.metadata and reader.metadata.title) or ""))
     yield from failures
     text = _WRAPPED_WORD.sub("", "\n".join(pages))
@@ -210,11 +215,28 @@ def read_pdf(data: bytes, source: Source) -> Iterator[Document | SourceFailure]:
     yield Document(text, title or title_of_name(source))
 
 
+def _pdf_pages(reader: PdfReader, source: Source) -> Iterator[tuple[SourceFailure | None, str]]:
+    """The text of each page, or why it cannot be read."""
+    for number, page in enumerate(reader.pages, start=1):
+        reason, text = "", ""
+        try:
+            contents = page.get_contents()
+            n_bytes = 0 if contents is None else len(contents.get_data())
+            if n_bytes > MAX_PAGE_BYTES:
+                reason = f"its drawing has {n_bytes:,} bytes, more than the limit of {MAX_PAGE_BYTES:,}"
+            else:
+                text = page.extract_text()
+        except Exception as error:  # whatever a parser raises on a malformed page
+            reason = repr(error)
+        place = f"{source.name}#page{number}"
+        yield (SourceFailure(place, f"the page cannot be read: {reason}") if reason else None), text
+
+
 def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
     """The paragraphs and table rows of a Word file; the title is its property, else the first heading.
 
     Raises:
-        SourceError: not a Word file, or more than `max_bytes` uncompressed.
+        SourceError: not a Word file, or one that grows beyond limits, `max_bytes` uncompressed among them.
     """
     try:
         import docx
@@ -222,14 +244,10 @@ def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
         raise _missing_docs(source, "Word") from error
     with _parsing(source, "Word"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > max_bytes:
-            raise unreadable(
-                source, f"holds {size:,} bytes uncompressed, more than the limit of {max_bytes:,}",
-                "split it, or raise max_file_bytes in SplitConfig",
-            )  # fmt: skip
+            check_word(archive, source, max_bytes)
         document = docx.Document(io.BytesIO(data))
-        blocks = list(_docx_blocks(document))
+        check_spans(document.element.xpath("//w:gridSpan/@w:val"), source)
+        blocks = list(bounded(_docx_blocks(document), source, max_bytes))
         title = fold(document.core_properties.title)
     headings = [n for n, (is_heading, _) in enumerate(blocks) if is_heading]
     if not title and headings:

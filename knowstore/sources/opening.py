@@ -87,10 +87,10 @@ def read_all(stream: io.BufferedReader, source: Source, max_bytes: int) -> bytes
         SourceError: there are more than `max_bytes`.
     """
     if source.path is not None and (size := source.path.stat().st_size) > max_bytes:
-        raise _too_large(source, f"has {size:,} bytes", max_bytes)
+        raise too_large(source, f"has {size:,} bytes", max_bytes)
     data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise _too_large(source, f"has more than {max_bytes:,} bytes", max_bytes)
+        raise too_large(source, f"has more than {max_bytes:,} bytes", max_bytes)
     return data
 
 
@@ -199,7 +199,8 @@ def _kind(mode: int) -> str:
     return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
-def _too_large(source: Source, found: str, max_bytes: int) -> SourceError:
+def too_large(source: Source, found: str, max_bytes: int) -> SourceError:
+    """The error of a source of more than the configured size."""
     return unreadable(
         source, f"{found}, more than the limit of {max_bytes:,}", "split it, or raise max_file_bytes in SplitConfig"
     )
@@ -232,6 +233,6 @@ class _Checked(io.RawIOBase):
             ) from error
         self._n_bytes += len(data)
         if self._max_bytes is not None and self._n_bytes > self._max_bytes:
-            raise _too_large(self._source, f"holds more than {self._max_bytes:,} bytes uncompressed", self._max_bytes)
+            raise too_large(self._source, f"holds more than {self._max_bytes:,} bytes uncompressed", self._max_bytes)
         buffer[: len(data)] = data
         return len(data)

@@ -80,7 +80,7 @@ def _items(
         case ".json":
             return rows.read_json(data, source, columns)
         case ".pdf":
-            return documents.read_pdf(data, source)
+            return documents.read_pdf(data, source, split.max_file_bytes)
         case ".docx":
             return [documents.read_docx(data, source, split.max_file_bytes)]
         case ".md":

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain
@@ -22,13 +23,14 @@ from knowstore.records import SourceFailure
 from knowstore.sources.dates import iso_date
 from knowstore.sources.documents import Document
 from knowstore.sources.finding import Source
+from knowstore.sources.limits import check_json
 from knowstore.sources.opening import decode, encoding_of, unreadable
+from knowstore.sources.pages import leaf_columns, read_batches
 
 _TEXT_NAMES = ("text", "passage", "content", "body", "contents", "abstract", "paragraph")
 _TITLE_NAMES = ("title", "name", "headline", "heading", "subject")
 _DATE_NAMES = ("date", "published", "created", "updated")
 _MAX_LINE_CHARS = 16 * 1024 * 1024
-_PARQUET_BATCH_ROWS = 1024
 _SPOOL_BYTES = 64 * 1024 * 1024
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of bytes
 _MAP_COLUMNS = "say which column holds the text with a column map, such as text=body,title=headline"
@@ -150,10 +152,12 @@ def read_json(data: bytes, source: Source, columns: ColumnMap) -> Iterator[Item]
     Yields: documents, and a failure `name#row` (from 1) for each row that cannot be read.
 
     Raises:
-        SourceError: not JSON, or neither of the three.
+        SourceError: not JSON, or neither of the three, or more than 10 million values.
     """
     try:
-        content = json.loads(decode(data, source))
+        text = decode(data, source)
+        check_json(text, source)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         fix = "mend it; one object per line is JSON Lines and wants the suffix .jsonl"
         raise unreadable(source, f"is not JSON: {_json_reason(error)}", fix) from error
@@ -181,30 +185,34 @@ def read_parquet(stream: io.BufferedReader, source: Source, columns: ColumnMap) 
     Yields: documents, and a failure `name#row` (from 1) for each row that cannot be read.
 
     Raises:
-        SourceError: not a Parquet file, damaged, or without a text column.
+        SourceError: not a Parquet file, damaged, without a text column, or with a page too large to be decompressed.
     """
-    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+    with ExitStack() as stack:
+        spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))
         if source.path is None or source.path.suffix.lower() == ".gz":
             shutil.copyfileobj(stream, spool)
             spool.seek(0)
-            file: BinaryIO | str = spool  # type: ignore[assignment]
+            file: BinaryIO = spool  # type: ignore[assignment]
         else:
-            file = str(source.path)
+            file = stack.enter_context(source.path.open("rb"))
         try:
             yield from _parquet_items(file, source, columns)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise unreadable(source, f"is not a sound Parquet file: {reason}", "write or fetch it again") from error
 
 
-def _parquet_items(file: BinaryIO | str, source: Source, columns: ColumnMap) -> Iterator[Item]:
+def _parquet_items(file: BinaryIO, source: Source, columns: ColumnMap) -> Iterator[Item]:
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:
         names = table.schema_arrow.names
         if (reason := _missing_column(names, columns)) is not None:
             raise unreadable(source, reason, _MAP_COLUMNS)
         wanted = [name for name in _pick(tuple(names), columns) if name is not None]
+        leaves = leaf_columns(table, wanted, with_lists=False)
+        if not leaf_columns(table, wanted[:1], with_lists=False):
+            raise unreadable(source, f"has lists in {wanted[0]!r}, not texts", _MAP_COLUMNS)
         number = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=wanted):
+        for batch in read_batches(table, file, leaves):
             for row in _rows_of_batch(batch):
                 number += 1
                 if row is None:

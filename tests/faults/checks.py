@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from knowstore._tables import bank_name
+from knowstore.bank import bank_names
 from knowstore.passages import StoredRow
 from knowstore.passages.rows import to_stored
 from knowstore.records import Passage
@@ -17,14 +20,32 @@ from knowstore.sources import sentence_spans
 from knowstore.store import KnowledgeStore
 
 State = list[list[list[Any]]]
+PARTS = ("placements", "passages", "models", "audits")
+EMPTY: State = [[] for _ in PARTS]
 
 
 def state(store: KnowledgeStore) -> State:
-    """All that a reader can see, as JSON: placements, and live passages with their sources and experts' checksums."""
+    """All that a reader can see, as JSON: placements, live passages with their sources and experts' checksums, the
+    models in use and those that an undo would bring back, and what finished audits found."""
     live = store.passages()
     experts = {one.passage_id: one.checksum for one in store._tables.bank().iter_encoded()} if live else {}
     rows = [[one.passage_id, one.passage.text, one.passage.source, experts.get(one.passage_id)] for one in live]
-    return [sorted(map(list, store.catalog.live_placements())), sorted(rows)]
+    models = [_models(store)] if live else []
+    return [sorted(map(list, store.catalog.live_placements())), sorted(rows), models, _audits(store)]
+
+
+def _models(store: KnowledgeStore) -> list[Any]:
+    recorded: Any = store.catalog.setting("fingerprints")
+    previous: Any = store.catalog.setting("previous_models")
+    undone = previous and [previous["fingerprints"]["experts"], previous["models"]["hypernetwork"]]
+    return [recorded["experts"], store.catalog.setting("models"), undone]
+
+
+def _audits(store: KnowledgeStore) -> list[list[Any]]:
+    log = store.catalog.audits
+    answers = ((audit.batch_id, asdict(one)) for audit in log.audits() for one in log.answers(audit.id))
+    found: list[list[Any]] = [[batch_id, *one.values()] for batch_id, one in answers]
+    return cast(list[list[Any]], json.loads(json.dumps(found)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Files:
 
 def disagreements(store: KnowledgeStore) -> list[str]:
     """Live passages that are lost, shown wrongly or with another's vector or expert, and ghosts among the visible."""
+    store._follow(store.catalog.setting("fingerprints"))
     files = Files.read(store)
     shown = [row for row in files.rows if row.live_from <= files.head < row.live_to]
     found = [f"loss: live passage {one} has no row" for one in files.live.keys() - {row.id for row in shown}]
@@ -79,7 +101,19 @@ def leftovers(store: KnowledgeStore) -> list[str]:
     found = [f"orphan: passage {row.id}" for row in files.rows if row.id not in files.known]
     found += [f"orphan: expert {one.passage_id}" for one in files.experts if one.passage_id not in files.known]
     staged = store.catalog.staged()
-    return found + ([] if staged is None else [f"half batch: {staged.id} is still staged"])
+    found += [] if staged is None else [f"half batch: {staged.id} is still staged"]
+    found += [f"half audit: {one.id}" for one in store.catalog.audits.audits(finished=False)]
+    return found + _stray_banks(store) if store.layout.has_tables else found
+
+
+def _stray_banks(store: KnowledgeStore) -> list[str]:
+    """Banks of no models that the store has or can go back to, and banks without a key."""
+    settings = (store.catalog.setting("fingerprints"), store.catalog.setting("previous_models"))
+    recorded, previous = cast(Any, settings)
+    wanted = {bank_name(recorded)} | ({bank_name(previous["fingerprints"])} if previous else set())
+    found = [f"orphan: bank {name}" for name in set(bank_names(str(store.layout.tables))) - wanted]
+    keys = [(bank.name, bank._table.schema.field("id").metadata) for bank in store._tables.banks()]
+    return found + [f"no key: bank {name}" for name, metadata in keys if not metadata]
 
 
 def holders(folder: Path, needles: Sequence[bytes]) -> list[str]:

@@ -51,9 +51,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=0, help="so many trials with random kills")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no trial after that")
     parser.add_argument("--steps", type=int, default=0, help="kills at each step of each command")
+    parser.add_argument("--calls", type=int, default=0, metavar="STRIDE", help="kills within every STRIDE-th call")
     parser.add_argument("--disk", type=int, default=0, metavar="STRIDE", help="let every STRIDE-th call fail")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of readers and writers at once")
-    parser.add_argument("--postgresql", action="store_true", help="--soak with the catalog in a server of its own")
+    parser.add_argument("--postgresql", action="store_true", help="catalogs in a server of its own")
     parser.add_argument("--commands", nargs="*", help="all when not given")
     parser.add_argument("--scenes", type=int, default=4, help="how many pasts stores have")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,30 +83,35 @@ def _run(asked: argparse.Namespace, folder: Path) -> int:
     """Exit status."""
     from tests.faults.models import make_models
     from tests.faults.scenes import COMMANDS
+    from tests.faults.soak import soak
+    from tests.postgresql import postgresql_server
 
     models, names = make_models(), asked.commands or list(COMMANDS)
     gc.freeze()  # or every child copies what it merely looks through
     asked.until = time.monotonic() + asked.minutes * 60
-    n_bad = 0
     kinds = {
         "kills": ("Random kills", _kills),
         "steps": ("Kills at every step", _at_steps),
+        "calls": ("Kills within calls", _within_calls),
         "disk": ("A failing disk", _disk),
     }
-    for kind, (title, make) in kinds.items():
-        if getattr(asked, kind):
-            n_bad += report(title, _share(asked, folder / kind, models, partial(make, names=names, asked=asked)))
-    if asked.soak:
-        from tests.faults.soak import soak
-        from tests.postgresql import postgresql_server
-
-        with postgresql_server() if asked.postgresql else nullcontext() as url:
+    n_bad = 0
+    with postgresql_server() if asked.postgresql else nullcontext() as url:
+        for kind, (title, make) in kinds.items():
+            if getattr(asked, kind):
+                trials = partial(make, names=names, asked=asked)
+                n_bad += report(title, _share(asked, folder / kind, models, url, trials))
+        if asked.soak:
             n_bad += soak(folder / "soak", models, asked.soak, url, asked.seed)
     return min(n_bad, 1)
 
 
 def _share(
-    asked: argparse.Namespace, folder: Path, models: Any, make: Callable[[Bench, int], Iterator[Outcome]]
+    asked: argparse.Namespace,
+    folder: Path,
+    models: Any,
+    url: str | None,
+    make: Callable[[Bench, int], Iterator[Outcome]],
 ) -> list[Outcome]:
     """Outcomes of trials that `--jobs` processes make, each on scenes of its own."""
     from tests.faults.trials import Bench, Outcome, fork
@@ -113,7 +119,7 @@ def _share(
     folder.mkdir()
 
     def work(job: int) -> None:
-        bench = Bench(folder / str(job), models, asked.scenes, asked.seed + job * asked.scenes)
+        bench = Bench(folder / str(job), models, asked.scenes, asked.seed + job * asked.scenes, url)
         with (folder / f"{job}.jsonl").open("w", buffering=1) as lines:
             for outcome in make(bench, job):
                 if outcome.problems:
@@ -145,6 +151,14 @@ def _at_steps(bench: Bench, job: int, names: Sequence[str], asked: argparse.Name
             for step in range(len(bench.untroubled(scene, name).steps) + 1):
                 if time.monotonic() < asked.until:
                     yield bench.at_step(scene, name, step)
+
+
+def _within_calls(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespace) -> Iterator[Outcome]:
+    scene = bench.scenes[0]
+    calls = [(name, call) for name in names for call in range(0, bench.untroubled(scene, name).n_calls, asked.calls)]
+    for name, call in calls[job :: asked.jobs]:
+        if time.monotonic() < asked.until:
+            yield bench.at_call(scene, name, call)
 
 
 def _disk(bench: Bench, job: int, names: Sequence[str], asked: argparse.Namespace) -> Iterator[Outcome]:

@@ -1,10 +1,11 @@
-"""Models that start in a moment: a random two-block Llama and `pooled` hypernetwork, vectors of hashed words."""
+"""Models that start in a moment: a random two-block Llama and `pooled` hypernetworks, vectors of hashed words."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,10 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from knowstore._loaded import LoadedModels
 from knowstore.config import ModelConfig
 from knowstore.experts import FrozenLLM, PooledConfig, PooledHypernetwork
+from knowstore.models import DEFAULT
 from knowstore.records import Passage
 from knowstore.retrieval import load_reranker
 
 WIDTH = 16
+FIRST = ModelConfig(device="cpu", dtype="float32")
+OTHER = replace(FIRST, hypernetwork="other")
 _STOP = "<|im_end|>"
 
 
@@ -40,18 +44,32 @@ class WordVectors:
         ]
 
 
+class StandIns(LoadedModels):
+    """Models that are made, not read; `hypernetworks` are those that a configuration can name."""
+
+    hypernetworks: dict[str, PooledHypernetwork]
+
+    def with_config(self, config: ModelConfig) -> LoadedModels:
+        models = cast(Any, StandIns(config))
+        models.llm, models.retriever, models.reranker = self.llm, self.retriever, self.reranker
+        models.hypernetworks = self.hypernetworks
+        models.hypernetwork = self.hypernetworks[config.hypernetwork]
+        models.hypernetwork_config = {"layer": 1, "trained_steps": 1}
+        names = {"llm": "llm", "retriever": "retriever"}
+        names |= {role: role + config.hypernetwork.removeprefix(DEFAULT) for role in ("hypernetwork", "experts")}
+        models.fingerprints = {role: hashlib.sha256(name.encode()).hexdigest()[:16] for role, name in names.items()}
+        return cast(LoadedModels, models)
+
+
 def make_models() -> LoadedModels:
     """The same models whenever they are made; nothing is read or written."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    models = cast(Any, LoadedModels(ModelConfig(device="cpu", dtype="float32")))
-    models.llm = _llm()
-    models.hypernetwork = PooledHypernetwork(PooledConfig(WIDTH, layer=1, trained_steps=1, rank=2, bottleneck=3))
-    models.hypernetwork_config = {"layer": 1, "trained_steps": 1}
-    models.retriever, models.reranker = WordVectors(), load_reranker("late")
-    roles = ("llm", "retriever", "hypernetwork", "experts")
-    models.fingerprints = {role: hashlib.sha256(role.encode()).hexdigest()[:16] for role in roles}
-    return cast(LoadedModels, models)
+    models = cast(Any, StandIns(FIRST))
+    models.llm, models.retriever, models.reranker = _llm(), WordVectors(), load_reranker("late")
+    config = PooledConfig(WIDTH, layer=1, trained_steps=1, rank=2, bottleneck=3)
+    models.hypernetworks = {one.hypernetwork: PooledHypernetwork(config) for one in (FIRST, OTHER)}
+    return cast(LoadedModels, models.with_config(FIRST))
 
 
 def _llm() -> FrozenLLM:

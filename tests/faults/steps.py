@@ -9,6 +9,7 @@ from collections.abc import Callable
 from mmap import mmap
 from typing import Any
 
+from lancedb.db import LanceDBConnection
 from lancedb.merge import LanceMergeInsertBuilder
 from lancedb.table import LanceTable
 from sqlalchemy import Engine, event
@@ -30,8 +31,10 @@ class Steps:
     def watch(self) -> None:
         """Watch every database engine and Lance table of this process from now on."""
         for name in _LANCE_WRITES:
-            self._wrap(LanceTable, name, lambda table: table.name)
-        self._wrap(LanceMergeInsertBuilder, "execute", lambda merge: merge._table.name)
+            self._wrap(LanceTable, name, lambda table, *_: table.name)
+        self._wrap(LanceMergeInsertBuilder, "execute", lambda merge, *_: merge._table.name)
+        for name in ("create_table", "drop_table"):
+            self._wrap(LanceDBConnection, name, lambda connection, table, *_: table)
         event.listen(Engine, "before_cursor_execute", self._before_statement)
         event.listen(Engine, "commit", self._before_commit)
 
@@ -51,7 +54,7 @@ class Steps:
 
         def watched(one: Any, *arguments: Any, **options: Any) -> Any:
             if self._depth == 0:
-                self._begin(f"{table_of(one)}.{'merge' if name == 'execute' else name}")
+                self._begin(f"{table_of(one, *arguments)}.{'merge' if name == 'execute' else name}")
             self._depth += 1  # LanceDB's writes call one another
             try:
                 return original(one, *arguments, **options)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from lancedb.table import LanceTable
 
 from knowstore.bank import ExpertBank, StoredExpert
 from knowstore.errors import BankError, ExpertChecksumError, FingerprintError
@@ -44,6 +46,17 @@ def test_experts_come_back_as_they_were_added(bank: ExpertBank, tmp_path: Path) 
     assert bank.existing(["p1", "nothing"]) == {"p1"}
     assert bank.ids_of_batch(7) == {f"p{i}" for i in range(5)}
     assert bank.bytes_per_expert() > 2 * D * R * 4
+
+
+def test_a_bank_whose_making_was_cut_short_gets_its_key_when_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(LanceTable, "set_unenforced_primary_key", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ExpertBank.open(str(tmp_path), fingerprint="print", create=True)
+    bank = ExpertBank.open(str(tmp_path), fingerprint="print", create=True)
+    assert bank._table.schema.field("id").metadata
 
 
 def test_the_latest_bank_stays_as_it_is_until_a_purge(bank: ExpertBank) -> None:

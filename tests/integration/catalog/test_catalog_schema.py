@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,16 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(url: str) -> Non
         process.stdin.write("go\n")
         process.stdin.flush()
     assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 3
+
+
+def test_a_new_database_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "c.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")  # SQLite refuses at once to begin a log beside it
+        written = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+        written.start()
+        with Catalog.open(tmp_path / "c.db") as catalog:
+            assert catalog.schema_current() == catalog.schema_head()
+        written.join()
 
 
 def test_threads_that_open_a_new_database_at_once_all_succeed(url: str) -> None:

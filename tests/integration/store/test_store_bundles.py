@@ -86,6 +86,19 @@ def _rewrite(path: Path, **columns: Callable[[list[object]], list[object]]) -> N
     pq.write_table(table, path)
 
 
+def _retype(path: Path, name: str, column: Callable[[int], pa.Array]) -> None:
+    """Put a column of so many rows in the place of another, as small as it goes."""
+    table = pq.read_table(path)
+    changed = table.set_column(table.schema.get_field_index(name), name, column(table.num_rows))
+    pq.write_table(changed, path, compression="zstd", use_dictionary=False)
+
+
+def _endless_lists(n_rows: int) -> pa.Array:
+    """The first list has 32 million numbers; they take a few hundred bytes in a file."""
+    ends = pa.array([0, *[1 << 25] * n_rows], pa.int32())
+    return pa.ListArray.from_arrays(ends, pa.nulls(1 << 25, pa.int32()))
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -143,6 +156,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "passages with other columns": lambda b: pq.write_table(pa.table({"id": ["a"]}), b / "passages.parquet"),
     "experts with other columns": lambda b: pq.write_table(pa.table({"a": ["a"]}), b / "experts.parquet"),
     "sources with other columns": lambda b: pq.write_table(pa.table({"a": ["a"]}), b / "sources.parquet"),
+    "texts are numbers": lambda b: _retype(b / "passages.parquet", "text", lambda n: pa.array([7] * n)),
+    "ids are structs": lambda b: _retype(b / "passages.parquet", "id", lambda n: pa.array([{"a": 1}] * n)),
+    "sources are lists": lambda b: _retype(b / "sources.parquet", "source", lambda n: pa.array([["a"]] * n)),
+    "ranks are text": lambda b: _retype(b / "experts.parquet", "rank", lambda n: pa.array(["4"] * n)),
+    "lists without end": lambda b: _retype(b / "experts.parquet", "segment_ranks", _endless_lists),
 }
 
 

@@ -62,7 +62,12 @@ def test_a_store_goes_over_to_another_hypernetwork_and_back(
     assert (undone.generated, undone.reused, undone.previous) == (1, 3, report.fingerprint)
     other.remove([facts[4].passage_id])
     assert (_said(other), _forms(other), other.verify().problems) == (before, {"neurons"}, ())
+    with pytest.raises(ConfigError, match="undone already"):  # so a killed undo can be run again
+        other.reexpert(is_undone=True)
     assert _said(open_store()) == before
+    again = open_store(models=pooled)
+    assert again.reexpert().fingerprint == report.fingerprint
+    assert (again.reexpert(is_undone=True).previous, _said(open_store())) == (report.fingerprint, before)
 
 
 def test_readers_go_on_while_experts_are_made_and_follow_when_they_named_no_models(
@@ -127,6 +132,31 @@ def test_a_killed_change_leaves_the_store_as_it_was_and_goes_on_where_it_was(
     n_generated()
     report = open_store(models=pooled).reexpert()
     assert (report.generated, report.reused, n_generated()) == (2, 2, 2)
+
+
+def _lose_a_manifest(folder: Path, **_: object) -> None:
+    """What a kill leaves of the deletion of a folder."""
+    for path in folder.rglob("*.manifest"):
+        path.unlink()
+
+
+def test_what_kills_leave_of_making_and_dropping_a_bank_stands_in_no_writers_way(
+    open_store: Open, facts: list[Passage], pooled: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store().add(facts[:2])
+    store = open_store(models=pooled)
+    begun = store.layout.tables / f"experts_{store.models.fingerprints['experts']}.lance"
+    (begun / "_transactions").mkdir(parents=True)  # LanceDB writes these first
+    (begun / "_transactions" / "0.txn").write_bytes(b"x")
+    assert store.reexpert().generated == 2
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", _lose_a_manifest)
+        store.drop_previous()
+    assert open_store(models=pooled).drop_previous() == 0
+    assert sorted(path.name for path in store.layout.folder.rglob("*.lance") if path.is_dir()) == [
+        begun.name, "passages.lance",
+    ]  # fmt: skip
+    assert store.verify().clean
 
 
 def test_what_is_purged_is_purged_from_every_bank_and_the_old_one_can_be_dropped(
