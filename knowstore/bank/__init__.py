@@ -3,6 +3,7 @@
 from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names, drop_bank
 from knowstore.bank.codec import decode, encode
 from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.bank.fragments import write_fragment
 
 __all__ = [
     "NAME",
@@ -14,4 +15,5 @@ __all__ = [
     "decode",
     "drop_bank",
     "encode",
+    "write_fragment",
 ]
