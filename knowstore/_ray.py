@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
@@ -235,7 +236,8 @@ def connect(ray: ModuleType, config: RayConfig) -> None:
         raise EngineError(
             f"there is no Ray cluster {where}: {error}",
             kept="the store is as it was",
-            fix="start one with `ray start --head` and name its address, or leave out --ray-address",
+            fix="start one with `ray start --head` and name its address (set RAY_AUTH_MODE=token where it asks for a "
+            "token), or leave out --ray-address",
         ) from error
 
 
@@ -258,12 +260,11 @@ def _shares(batches: Iterable[Sequence[Passage]]) -> Iterator[Share]:
 def _ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray reports to its makers
     try:
-        import ray
-        import ray.exceptions
+        import_module("ray.exceptions")
+        return import_module("ray")
     except ImportError as error:
         raise ConfigError(
             "Ray is not installed",
             kept="nothing was changed",
             fix="run `pip install 'knowstore[ray]'`, or leave out --engine ray",
         ) from error
-    return ray

@@ -23,14 +23,20 @@ class NoS3Error(Exception):
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """Yields the environment by which clients reach a new server that has one bucket, `knowledge`.
+    """Yields the environment by which clients reach a server that has one bucket, `knowledge`: a new one, or what
+    AWS_ENDPOINT_URL names on loopback.
 
     Raises:
         NoS3Error: moto's server is not installed.
     """
     missing = [name for name in ("moto", "flask", "flask_cors", "boto3") if importlib.util.find_spec(name) is None]
     if missing:
-        raise NoS3Error(f"{', '.join(missing)} not installed (pip install 'moto[s3,server]')")
+        raise NoS3Error(f"{', '.join(missing)} not installed (pip install 'moto[s3]' flask flask-cors)")
+    running = os.environ.get("AWS_ENDPOINT_URL", "")
+    if running.startswith("http://127.0.0.1:"):
+        _make_bucket(f"{running}/{BUCKET}")
+        yield _environment(running)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,21 +44,23 @@ def s3_server() -> Iterator[dict[str, str]]:
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "MOTO_S3_CUSTOM_ENDPOINTS": f"http://127.0.0.1:{port}"},
     )
-    endpoint = f"http://127.0.0.1:{port}"
     try:
-        _make_bucket(f"{endpoint}/{BUCKET}")
-        yield {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-        }
+        _make_bucket(f"http://127.0.0.1:{port}/{BUCKET}")
+        yield _environment(f"http://127.0.0.1:{port}")
     finally:
         server.kill()
         server.wait()
+
+
+def _environment(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 def _make_bucket(url: str) -> None:

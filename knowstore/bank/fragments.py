@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -76,12 +77,11 @@ def sweep(uri: str, name: str) -> None:
 
 def _lance() -> ModuleType:
     try:
-        import lance
-        import lance.fragment
+        import_module("lance.fragment")
+        return import_module("lance")
     except ImportError as error:
         raise ConfigError(
             "pylance is not installed, by which many processes write experts",
             kept="nothing was written",
             fix="run `pip install 'knowstore[ray]'`",
         ) from error
-    return lance
