@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain, islice
@@ -42,11 +42,13 @@ Share = list[Sequence[Passage]]
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker must know: which models, where experts go and how they are kept."""
+    """What a worker must know: which models, where experts go and how they are kept; paths may be relative to
+    `folder`."""
 
     models: ModelConfig
     allow_untrained: bool
     cache_dir: Path | None
+    folder: str
     fingerprints: dict[str, str]
     uri: str
     bank: str
@@ -70,6 +72,8 @@ class _Worker:
         import torch
 
         torch.set_num_threads(1)
+        with suppress(OSError):  # on another machine; what is relative to it cannot be found there
+            os.chdir(job.folder)
         self._job = job
         self._models = LoadedModels(job.models, job.allow_untrained, cache_dir=job.cache_dir)
 
@@ -130,6 +134,7 @@ class RayEngine:
             replace(self._models.config, dtype=dtype),  # type: ignore[arg-type]
             self._models.allow_untrained,
             self._models.cache_dir,
+            str(Path.cwd()),
             self._models.fingerprints,
             bank.uri,
             bank.name,
