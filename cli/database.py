@@ -21,6 +21,8 @@ def open_catalog(session: Session) -> Catalog:
     """The store's catalog as it is, not migrated."""
     from knowstore import Catalog
 
+    if session.is_remote and session.catalog is None:
+        raise typer.BadParameter("a store in an object store has its catalog elsewhere", param_hint="--catalog")
     return Catalog.open(session.catalog or session.folder / CATALOG_FILE, migrate=False)
 
 

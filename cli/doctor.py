@@ -29,7 +29,7 @@ _EXTRAS = {
     "docs": (("pypdf", "python-docx", "beautifulsoup4"), "PDF, Word and HTML files"),
     "plots": (("matplotlib",), "pictures of benches and of training runs"),
     "baselines": (("peft",), "FT-LoRA of `knowstore bench methods`"),
-    "ray": (("ray", "lance-ray"), "ingest on many machines"),
+    "ray": (("ray", "pylance"), "ingest on many cores or machines"),
 }
 _FREE_BYTES = 2_000_000_000
 
@@ -133,7 +133,10 @@ def _relevance(session: Session) -> Iterator[Check]:
 def _disk(session: Session) -> Iterator[Check]:
     import platformdirs
 
-    for name, folder in (("cache", platformdirs.user_cache_path("knowstore")), ("store folder", session.folder)):
+    folders = {"cache": platformdirs.user_cache_path("knowstore")}
+    if not session.is_remote:
+        folders["store folder"] = session.folder
+    for name, folder in folders.items():
         there = _nearest(folder.absolute())
         free = shutil.disk_usage(there).free
         if not os.access(there, os.W_OK):
@@ -152,7 +155,9 @@ def _nearest(folder: Path) -> Path:
 
 
 def _store(session: Session) -> Check:
-    if session.catalog is None and not (session.folder / CATALOG_FILE).exists():
+    if session.catalog is None and (session.is_remote or not (session.folder / CATALOG_FILE).exists()):
+        if session.is_remote:
+            return Check("store", "problem", "its catalog is elsewhere and not named", "name it with --catalog URL")
         return Check("store", "note", f"there is none in {session.folder}", "make one with `knowstore ingest PATH`")
     try:
         with open_catalog(session) as catalog:

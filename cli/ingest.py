@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +18,10 @@ from .registration import app, command
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore import IngestPlan, IngestReport, KnowledgeStore
+    from knowstore import IngestPlan, IngestReport, KnowledgeStore, RayConfig
     from knowstore.audits import ProbesFile
 
+Engine = Literal["here", "ray"]
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
 _LANDED = "the edit batch, which was committed"
 
@@ -41,6 +42,15 @@ def ingest(
         Path | None, typer.Option(help="Questions for audits: rows {question, answers, kind, passage_id}.")
     ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Audit the store right afterwards.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Where models run: `here`, or `ray` for workers on all cores or on a Ray cluster.")
+    ] = "here",
+    workers: Annotated[
+        int | None, typer.Option(help="How many workers of --engine ray, each with the models; one a core.", min=1)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, else one is started here.", metavar="HOST:PORT")
+    ] = None,
 ) -> None:
     """Add files to the store: .txt .md .html .pdf .docx .csv .tsv .json .jsonl .parquet, and their .gz.
 
@@ -52,6 +62,7 @@ def ingest(
     if dry_run and (probes or audit):
         raise typer.BadParameter("it neither keeps probes nor audits", param_hint="--dry-run")
     _check_codec(session, codec)
+    ray = _ray_config(engine, workers, ray_address)
     session.kept = KEPT
     how: dict[str, Any] = {
         "split": SplitConfig(**given(words=words)),
@@ -63,7 +74,7 @@ def ingest(
         return
     asked = None if probes is None else _read_probes(probes, is_strict=strict)
     with session.open(create=True, **given(bank=BankConfig(codec=codec) if codec else None)) as store:
-        report = store.ingest(paths, strict=strict, note=note, **how)
+        report = store.ingest(paths, strict=strict, note=note, ray=ray, **how)
         session.kept = KEPT if report.batch_id is None else _LANDED
         show_report(session.output, report, store)
         if asked is not None:
@@ -187,8 +198,19 @@ def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:
     return [{"source": failure.source, "error": failure.error} for failure in failures]
 
 
+def _ray_config(engine: Engine, workers: int | None, address: str | None) -> RayConfig | None:
+    from knowstore import RayConfig
+
+    if engine == "ray":
+        return RayConfig(workers, address)
+    for name, value in (("--workers", workers), ("--ray-address", address)):
+        if value is not None:
+            raise typer.BadParameter("it is for --engine ray", param_hint=name)
+    return None
+
+
 def _check_codec(session: Session, codec: str | None) -> None:
     if codec and session.has_store:
         raise typer.BadParameter(
-            f"{session.folder} exists, and a store keeps the codec that it was created with", param_hint="--codec"
+            f"{session.location} exists, and a store keeps the codec that it was created with", param_hint="--codec"
         )

@@ -32,8 +32,19 @@ class Session:
         return Path(self.store)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the store is in an object store."""
+        return "://" in self.store
+
+    @property
+    def location(self) -> str | Path:
+        return self.store if self.is_remote else self.folder
+
+    @property
     def has_store(self) -> bool:
-        return (self.folder / "store.json").exists()
+        from knowstore import KnowledgeStore
+
+        return KnowledgeStore.is_at(self.location)
 
     def model_config(self) -> ModelConfig:
         """The models that were named, `default` for the others."""
@@ -49,10 +60,10 @@ class Session:
         if self.models:
             models = self.model_config()
             if self.has_store:
-                with KnowledgeStore.open(self.folder, create=False, catalog_url=self.catalog) as store:
+                with KnowledgeStore.open(self.location, create=False, catalog_url=self.catalog) as store:
                     models = replace(store.models.config, **self.models)  # type: ignore[arg-type]
         return KnowledgeStore.open(
-            self.folder,
+            self.location,
             create=create,
             catalog_url=self.catalog,
             models=models,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Filters,
         GenerationConfig,
         ModelConfig,
+        RayConfig,
         RetrievalConfig,
         SplitConfig,
     )
@@ -39,6 +40,7 @@ _HOMES = {
     "MountedExpert": "records",
     "Passage": "records",
     "PassageDetail": "store",
+    "RayConfig": "config",
     "RetrievalConfig": "config",
     "SplitConfig": "config",
     "Stats": "records",
@@ -62,6 +64,7 @@ __all__ = [
     "MountedExpert",
     "Passage",
     "PassageDetail",
+    "RayConfig",
     "RetrievalConfig",
     "SplitConfig",
     "Stats",

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
+from knowstore._encoding import Engine, generated, token_batches
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bank import ExpertBank, StoredExpert
 from knowstore.config import Codec, SplitConfig
 from knowstore.errors import SourceError
-from knowstore.passages import PassageRow, PassageTable
+from knowstore.passages import PassageTable
 from knowstore.records import Passage, SourceFailure
 from knowstore.sources import ColumnMap, Source, find_sources, read_passages, sentence_spans
-
-if TYPE_CHECKING:
-    from knowstore.retrieval import Retriever
-
-_CHUNK = 512  # passages in one write: experts of a few dozen MB
-_BATCH_TOKENS = 4096  # padded tokens in one forward of the LLM
 
 
 @dataclass
@@ -112,58 +106,24 @@ class Sources:
                 continue  # reported by `scan`; what came before the failure counts
 
 
-@dataclass
-class Written:
-    """What `write_passages` wrote, and how long models took for it."""
-
-    ids: set[str] = field(default_factory=set)
-    model_seconds: float = 0.0
-
-
 def write_passages(
     passages: Iterable[Passage],
     n_passages: int,
     table: PassageTable,
     bank: ExpertBank,
-    models: LoadedModels,
+    engine: Engine,
     codec: Codec,
     batch_id: int,
     on_progress: OnProgress | None,
-) -> Written:
-    """Embed passages, generate their experts and write both as rows of a staged edit batch."""
-    written = Written()
-    chunk: list[Passage] = []
-
-    def flush() -> None:
-        started = time.perf_counter()
-        rows = embedded_rows(models.retriever, chunk)
-        experts = _generate(
-            chunk, [row.segments for row in rows], models, codec, len(written.ids), n_passages, on_progress
-        )
-        written.model_seconds += time.perf_counter() - started
-        # the bank first: a passage that is there has its expert, whatever happens between the two
-        bank.add(experts, codec, batch_id)
-        table.add(rows, batch_id)
-        written.ids.update(passage.passage_id for passage in chunk)
-        chunk.clear()
-
-    for passage in passages:
-        chunk.append(passage)
-        if len(chunk) >= _CHUNK:
-            flush()
-    if chunk:
-        flush()
+) -> set[str]:
+    """Embed passages, generate their experts and write both as rows of a staged edit batch; returns the ids."""
+    written: set[str] = set()
+    on_done = _counted(on_progress, n_passages)
+    with closing(engine.fill(token_batches(passages), bank, codec, batch_id, on_done)) as filled:
+        for rows in filled:  # after the bank: a passage that is there has its expert, whatever happens between the two
+            table.add(rows, batch_id)
+            written.update(row.passage.passage_id for row in rows)
     return written
-
-
-def embedded_rows(retriever: Retriever, passages: Sequence[Passage]) -> list[PassageRow]:
-    """Passages with their sentences and the vectors of both, as rows to be added."""
-    spans = [sentence_spans(passage.text) for passage in passages]
-    vectors = retriever.encode_passages(passages, spans)
-    return [
-        PassageRow(passage, vector, span, segment_vectors)
-        for passage, span, (vector, segment_vectors) in zip(passages, spans, vectors, strict=True)
-    ]
 
 
 def write_experts(
@@ -175,33 +135,22 @@ def write_experts(
     on_progress: OnProgress | None,
 ) -> None:
     """Generate experts of passages that are stored already, and write them alone."""
-    spans = [sentence_spans(passage.text) for passage in passages]
-    bank.add(_generate(passages, spans, models, codec, 0, len(passages), on_progress), codec, batch_id)
+    experts: list[StoredExpert] = []
+    on_done = _counted(on_progress, len(passages))
+    for batch in token_batches(passages):
+        experts += generated(batch, [sentence_spans(passage.text) for passage in batch], models, codec)
+        on_done(len(batch))
+    bank.add(experts, codec, batch_id)
 
 
-def _generate(
-    passages: Sequence[Passage],
-    spans: Sequence[Sequence[tuple[int, int]]],
-    models: LoadedModels,
-    codec: Codec,
-    n_before: int,
-    n_passages: int,
-    on_progress: OnProgress | None,
-) -> list[StoredExpert]:
-    """Experts in batches of similar length, so that little is padded; in the order of `passages`."""
-    from knowstore.experts import PassageInput
+def _counted(on_progress: OnProgress | None, n_passages: int) -> Callable[[int], None]:
+    """Adds up passages that models have read, and says how many of all they are."""
+    n_done = 0
 
-    inputs = [PassageInput(p.title, p.text, tuple(span)) for p, span in zip(passages, spans, strict=True)]
-    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index].text))
-    experts: dict[int, StoredExpert] = {}
-    while order:
-        longest = len(inputs[order[-1]].text) // 4 + 16  # tokens, roughly
-        n = max(1, min(len(order), _BATCH_TOKENS // longest))
-        part, order = order[-n:], order[:-n]
-        made = models.generate(
-            [passages[i].passage_id for i in part], [inputs[i] for i in part], latent=codec == "latent"
-        )
-        experts.update(zip(part, made, strict=True))
+    def on_done(n: int) -> None:
+        nonlocal n_done
+        n_done += n
         if on_progress is not None:
-            on_progress("embedding and generating experts", n_before + len(experts), n_passages)
-    return [experts[index] for index in range(len(passages))]
+            on_progress("embedding and generating experts", n_done, n_passages)
+
+    return on_done

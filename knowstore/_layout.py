@@ -4,38 +4,126 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from knowstore.catalog import Catalog
-from knowstore.errors import CatalogError, ConfigError
+from knowstore.catalog import Catalog, file_lock
+from knowstore.errors import BankError, CatalogError, ConfigError
 
-_FORMAT = 1
+FORMAT = 1
+_DESCRIPTION = "store.json"
+
+
+class Layout(Protocol):
+    """Where a store is: in a folder, or in a bucket of an object store (`_bucket`)."""
+
+    @property
+    def location(self) -> str:
+        """As it is told to people."""
+        ...
+
+    @property
+    def store_id(self) -> str:
+        """What ties the store to its catalog, wherever that is."""
+        ...
+
+    @property
+    def own_catalog(self) -> Path | None:
+        """The catalog that is a part of the store, if it has one."""
+        ...
+
+    @property
+    def tables(self) -> Path | str:
+        """What LanceDB connects to."""
+        ...
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether passages and a bank are there, to be read; they come with the first batch."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keeps other writers from the tables also when the connection drops that holds the catalog's lock."""
+        ...
+
+    def discard_tables(self) -> None:
+        """Delete what a crash left of a first batch's tables; a kill within leaves none to be read, or all.
+
+        Raises:
+            CatalogError: they cannot be deleted.
+        """
+        ...
+
+    def drop_bank(self, name: str) -> None:
+        """Delete a bank that is not in use.
+
+        Raises:
+            BankError: it cannot be deleted; every other bank is as it was.
+        """
+        ...
+
+    def sweep(self) -> None:
+        """Delete what a crash left of tables that were being deleted, and of banks that were just being made."""
+        ...
+
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes of `passages`, `experts`, `catalog`, and `total`."""
+        ...
+
+    def table_bytes(self, name: str) -> int:
+        """Bytes of a table; with `*` in the name, of all that match."""
+        ...
+
+
+def check_catalog(layout: Layout, catalog: Catalog) -> None:
+    """Refuse a catalog that belongs to another store.
+
+    Raises:
+        CatalogError: it records another store's id, or is empty beside tables that are not.
+    """
+    found = catalog.setting("store_id")
+    if found is None and layout.has_tables:
+        raise CatalogError(
+            f"the catalog is empty, the tables in {layout.location} are not: it was lost, or is another one",
+            kept="both are as they were",
+            fix="restore the catalog from a backup, or name the one that this store was made with",
+        )
+    if found is None:
+        catalog.set_setting("store_id", layout.store_id)
+    elif found != layout.store_id:
+        raise CatalogError(
+            f"the catalog belongs to another store than the one in {layout.location}",
+            kept="both are as they were",
+            fix="name the catalog that this store was made with",
+        )
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The folder of a store; `store_id` ties it to its catalog, wherever that is."""
+class Folder:
+    """A store in a folder."""
 
     folder: Path
     store_id: str
     has_own_catalog: bool
 
     @classmethod
-    def open(cls, folder: Path, *, create: bool, catalog_url: str | None) -> Layout:
+    def open(cls, folder: Path, *, create: bool, catalog_url: str | None) -> Folder:
         """Read the folder's `store.json`, or begin a new store.
 
         Raises:
             ConfigError: no store there and `create` is False, files that are not a store's, or a catalog URL
                 for a store that has its own catalog (or none for one that has not).
         """
-        described = folder / "store.json"
+        described = folder / _DESCRIPTION
         if described.exists():
             try:
                 raw = json.loads(described.read_text("utf-8"))
                 layout = cls(folder, str(raw["store_id"]), bool(raw["has_own_catalog"]))
-                newer = int(raw["format"]) > _FORMAT
+                newer = int(raw["format"]) > FORMAT
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{described} cannot be read: {error}",
@@ -71,7 +159,7 @@ class Layout:
         layout = cls(folder, uuid.uuid4().hex, catalog_url is None)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            raw = {"format": _FORMAT, "store_id": layout.store_id, "has_own_catalog": layout.has_own_catalog}
+            raw = {"format": FORMAT, "store_id": layout.store_id, "has_own_catalog": layout.has_own_catalog}
             new = folder / f"{described.name}.{layout.store_id}"
             new.write_text(json.dumps(raw) + "\n", "utf-8")
             try:
@@ -88,9 +176,24 @@ class Layout:
             ) from error
         return layout
 
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether there is a store."""
+        return (folder / _DESCRIPTION).exists()
+
+    @property
+    def location(self) -> str:
+        """See `Layout`."""
+        return str(self.folder)
+
     @property
     def catalog_path(self) -> Path:
         return self.folder / "catalog.sqlite"
+
+    @property
+    def own_catalog(self) -> Path | None:
+        """See `Layout`."""
+        return self.catalog_path if self.has_own_catalog else None
 
     @property
     def tables(self) -> Path:
@@ -106,27 +209,45 @@ class Layout:
         """Whether passages and a bank are there, each with a version to be read; they come with the first batch."""
         return all(any(self.tables.glob(f"{name}.lance/_versions/*.manifest")) for name in ("passages", "experts*"))
 
-    def check_catalog(self, catalog: Catalog) -> None:
-        """Refuse a catalog that belongs to another store.
+    def lock(self) -> AbstractContextManager[None]:
+        """See `Layout`."""
+        return nullcontext() if self.has_own_catalog else file_lock(self.tables)
 
-        Raises:
-            CatalogError: it records another store's id, or is empty beside tables that are not.
-        """
-        found = catalog.setting("store_id")
-        if found is None and self.has_tables:
+    def discard_tables(self) -> None:
+        """See `Layout`."""
+        self.sweep()
+        if not self.tables.exists():
+            return
+        try:
+            self.tables.rename(self.discarded)
+        except OSError as error:
             raise CatalogError(
-                f"the catalog is empty, the tables in {self.folder} are not: it was lost, or is another one",
-                kept="both are as they were",
-                fix="restore the catalog from a backup, or name the one that this store was made with",
-            )
-        if found is None:
-            catalog.set_setting("store_id", self.store_id)
-        elif found != self.store_id:
-            raise CatalogError(
-                f"the catalog belongs to another store than the one in {self.folder}",
-                kept="both are as they were",
-                fix="name the catalog that this store was made with",
-            )
+                f"the tables of a batch that was never committed cannot be deleted: {error}",
+                kept="the store is empty, as it was",
+                fix=f"make {self.folder} a folder that can be written",
+            ) from error
+        self.sweep()
+
+    def drop_bank(self, name: str) -> None:
+        """See `Layout`; a kill leaves all of it or none."""
+        folder = f"{name}.lance"
+        try:
+            self.discarded.mkdir(exist_ok=True)
+            (self.tables / folder).rename(self.discarded / folder)
+        except OSError as error:
+            raise BankError(
+                f"the expert bank {name} in {self.tables} cannot be deleted: {error}",
+                kept="its files, and every other bank",
+                fix="look for missing permissions and run the command again",
+            ) from error
+        self.sweep()
+
+    def sweep(self) -> None:
+        """See `Layout`."""
+        shutil.rmtree(self.discarded, ignore_errors=True)
+        for folder in self.tables.glob("experts_*.lance"):
+            if not any(folder.glob("_versions/*.manifest")) and not any(folder.glob("data/*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""

@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from knowstore._ingest import embedded_rows
+from knowstore._encoding import embedded_rows
 from knowstore._loaded import OnProgress
 from knowstore.passages import PassageTable
 from knowstore.records import Passage

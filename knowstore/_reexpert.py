@@ -10,7 +10,7 @@ from typing import cast
 from knowstore._ingest import write_experts
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore._tables import Tables, bank_name
+from knowstore._tables import bank_name
 from knowstore._upkeep import intervals, parts
 from knowstore.bank import NAME, ExpertBank, bank_names
 from knowstore.catalog import Catalog
@@ -104,12 +104,12 @@ def others(layout: Layout, catalog: Catalog) -> list[KeptBank]:
     ]
 
 
-def drop_others(layout: Layout, catalog: Catalog, tables: Tables) -> int:
+def drop_others(layout: Layout, catalog: Catalog) -> int:
     """Delete every bank but the one in use; returns how many. What was before cannot be undone then."""
     dropped = others(layout, catalog)
     catalog.set_setting(_PREVIOUS, None)
     for bank in dropped:
-        tables.drop_bank(bank.name)
+        layout.drop_bank(bank.name)
     return len(dropped)
 
 

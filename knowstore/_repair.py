@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from knowstore._ingest import embedded_rows, write_experts
+from knowstore._encoding import embedded_rows
+from knowstore._ingest import write_experts
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover

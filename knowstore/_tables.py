@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 from knowstore._layout import Layout
 from knowstore.bank import NAME, ExpertBank, bank_names
-from knowstore.catalog import Catalog, file_lock
+from knowstore.catalog import Catalog
 from knowstore.errors import BankError, CatalogError, FilterError, PassageError, UnknownPassageError
 from knowstore.passages import PassageTable
 
@@ -46,11 +44,7 @@ class Tables:
     @property
     def are_there(self) -> bool:
         """Whether there are tables to be read; after the first edit batch they are missed when they are not there."""
-        return self._layout.has_tables or self._catalog.head() > 0
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Keeps other writers from the tables also when the connection drops that holds the catalog's lock."""
-        return nullcontext() if self._layout.has_own_catalog else file_lock(self._layout.tables)
+        return self._catalog.head() > 0 or self._layout.has_tables
 
     def make(self, dim: int) -> None:
         """Begin both tables, in the place of what a crash may have left of such a beginning.
@@ -64,54 +58,16 @@ class Tables:
         """
         if self.are_there and self.passages().count(None):
             raise CatalogError(
-                f"the catalog has no edit batch, the tables in {self._layout.folder} hold passages: it is an older one",
+                f"the catalog has no edit batch, the tables in {self._layout.location} hold passages: it is an older "
+                "one",
                 kept="both are as they were",
                 fix="restore the catalog from a later backup, or ingest again into a new store",
             )
-        self.sweep()
-        if self._layout.tables.exists():
-            self._discard()
+        self._layout.discard_tables()
         self._passages = self._bank = self._shown = None
         uri = str(self._layout.tables)
         PassageTable.open(uri, dim=dim, create=True)
         ExpertBank.open(uri, fingerprint=None, create=True)
-
-    def _discard(self) -> None:
-        """Delete both tables; a kill leaves both or none."""
-        try:
-            self._layout.tables.rename(self._layout.discarded)
-        except OSError as error:
-            raise CatalogError(
-                f"the tables of a batch that was never committed cannot be deleted: {error}",
-                kept="the store is empty, as it was",
-                fix=f"make {self._layout.folder} a folder that can be written",
-            ) from error
-        self.sweep()
-
-    def drop_bank(self, name: str) -> None:
-        """Delete a bank that is not in use; a kill leaves all of it or none.
-
-        Raises:
-            BankError: it cannot be deleted; it and every other bank are as they were.
-        """
-        folder = f"{name}.lance"
-        try:
-            self._layout.discarded.mkdir(exist_ok=True)
-            (self._layout.tables / folder).rename(self._layout.discarded / folder)
-        except OSError as error:
-            raise BankError(
-                f"the expert bank {name} in {self._layout.tables} cannot be deleted: {error}",
-                kept="its files, and every other bank",
-                fix="look for missing permissions and run the command again",
-            ) from error
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Delete what a crash left of tables that were being deleted, and of banks that were just being made."""
-        shutil.rmtree(self._layout.discarded, ignore_errors=True)
-        for folder in self._layout.tables.glob(f"{NAME}_*.lance"):
-            if not any(folder.glob("_versions/*.manifest")) and not any(folder.glob("data/*")):
-                shutil.rmtree(folder, ignore_errors=True)
 
     # as they are now
 

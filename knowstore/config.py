@@ -73,6 +73,20 @@ class BankConfig:
 
 
 @dataclass(frozen=True)
+class RayConfig:
+    """Ingest on workers of a Ray cluster: `workers` processes, each with the models and a core (or a GPU, where the
+    cluster has one) of its own; None takes as many as there are. `address` is that of a running cluster, as in
+    `ray start`; None starts one on this machine and ends it afterwards.
+    """
+
+    workers: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.workers is None or self.workers >= 1, f"workers is {self.workers}", "use at least 1")
+
+
+@dataclass(frozen=True)
 class RetrievalConfig:
     """How passages are found for a question.
 

@@ -17,6 +17,7 @@ KnowledgeStoreError
 │   └── FingerprintError     experts made for another model or hypernetwork
 ├── RetrievalError      retriever, reranker and their indexes
 ├── MountError          experts that do not fit the model
+├── EngineError         workers on other cores or machines that cannot be had, or keep dying
 ├── HypernetworkError   a hypernetwork that cannot be read, or was never trained
 └── TrainingError       a training run that cannot start or go on
 """
@@ -97,6 +98,10 @@ class RetrievalError(KnowledgeStoreError):
 
 class MountError(KnowledgeStoreError):
     """Experts that cannot be mounted on this model."""
+
+
+class EngineError(KnowledgeStoreError):
+    """Workers of an ingest that cannot be had, or keep dying."""
 
 
 class HypernetworkError(KnowledgeStoreError):

@@ -14,15 +14,26 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from knowstore import _reexpert, _repair, _transfer, _upkeep, _verification
 from knowstore._answering import Reader, Timer, given_weights, mounted_llm
+from knowstore._bucket import Bucket, is_url
 from knowstore._checks import check_mode, check_passages, checked_questions, recorded_models
+from knowstore._encoding import Engine, InProcess
 from knowstore._ingest import Scan, Sources, write_passages
-from knowstore._layout import Layout
+from knowstore._layout import Folder, Layout, check_catalog
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
 from knowstore._tables import State, Tables
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
-from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig, SplitConfig
+from knowstore.config import (
+    BankConfig,
+    Codec,
+    Filters,
+    GenerationConfig,
+    ModelConfig,
+    RayConfig,
+    RetrievalConfig,
+    SplitConfig,
+)
 from knowstore.errors import CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
@@ -120,9 +131,11 @@ class KnowledgeStore:
         commit, such as a purge; no model is loaded yet.
 
         Args:
-            location: the store's folder.
+            location: the store's folder, or a URL of an object store, `s3://bucket/prefix` (`gs://`, `az://`), whose
+                credentials and settings come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` ...).
             create: make the store when there is none.
-            catalog_url: SQLAlchemy URL of the catalog; SQLite in the store's folder when None.
+            catalog_url: SQLAlchemy URL of the catalog; SQLite in the store's folder when None. A store in an object
+                store has its catalog elsewhere.
             models: which models; when None, those that the store was made with.
             bank: how experts are kept; the codec counts when the store is made and is kept from then on.
             retrieval, generation: how questions are answered.
@@ -134,10 +147,10 @@ class KnowledgeStore:
             ConfigError: no store there and `create` is False, or a setting that cannot work.
             CatalogError: the catalog cannot be read, or was written by a newer version.
         """
-        layout = Layout.open(Path(location), create=create, catalog_url=catalog_url)
-        catalog = Catalog.open(catalog_url or layout.catalog_path)
+        layout = _layout_of(location, create=create, catalog_url=catalog_url)
+        catalog = Catalog.open(catalog_url or cast(Path, layout.own_catalog))
         try:
-            layout.check_catalog(catalog)
+            check_catalog(layout, catalog)
             loaded = LoadedModels(models or recorded_models(catalog), allow_untrained, on_progress, cache_dir)
             bank = bank or BankConfig()
             codec = catalog.setting("codec")
@@ -158,6 +171,15 @@ class KnowledgeStore:
         except BaseException:
             catalog.close()
             raise
+
+    @staticmethod
+    def is_at(location: str | Path) -> bool:
+        """Whether there is a store; nothing of it is opened.
+
+        Raises:
+            ConfigError: an object store that cannot be reached.
+        """
+        return Bucket.is_at(location) if is_url(location) else Folder.is_at(Path(location))
 
     def close(self) -> None:
         """Close the catalog; the tables need no closing."""
@@ -200,6 +222,7 @@ class KnowledgeStore:
         strict: bool = False,
         note: str = "",
         stdin: BinaryIO | None = None,
+        ray: RayConfig | None = None,
     ) -> IngestReport:
         """Turn files into passages with experts, as one edit batch.
 
@@ -212,10 +235,13 @@ class KnowledgeStore:
             columns: which columns of tabular data are what; found by their names when None.
             strict: stop at the first input that cannot be read, before anything is written.
             stdin: binary stream that `-` stands for.
+            ray: run the models on workers of a Ray cluster; in this process when None. What is written is the same.
 
         Raises:
             SourceError: when `strict`.
             StoreLockedError: another writer holds the store.
+            EngineError: there is no such cluster, or its workers keep dying; what they finished is taken up by the
+                next ingest.
         """
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -224,7 +250,10 @@ class KnowledgeStore:
             stack.enter_context(self._writer(keep_staged=True))
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
             change = self._change(scan)
-            batch, model_seconds = self._commit("ingest", change, lambda wanted: sources.again(wanted), note)
+            engine = self._engine(ray)
+            batch, model_seconds = self._commit(
+                "ingest", change, lambda wanted: sources.again(wanted), note, engine=engine
+            )
         return IngestReport(
             batch_id=None if batch is None else batch.id,
             passages_added=0 if batch is None else batch.n_added,
@@ -234,6 +263,13 @@ class KnowledgeStore:
             seconds=time.perf_counter() - started,
             seconds_in_models=model_seconds,
         )
+
+    def _engine(self, ray: RayConfig | None) -> Engine:
+        if ray is None:
+            return InProcess(self.models)
+        from knowstore._ray import RayEngine
+
+        return RayEngine(ray, self.models)
 
     def _change(self, scan: Scan) -> Change:
         added, superseded = [], []
@@ -423,7 +459,7 @@ class KnowledgeStore:
         answers = self._read(answer, at)
         if answers is None:
             raise PassageError(
-                f"the store in {self.layout.folder} holds no passage yet",
+                f"the store in {self.layout.location} holds no passage yet",
                 kept="nothing was asked",
                 fix="ingest something first: `knowstore ingest PATH`",
             )
@@ -569,7 +605,7 @@ class KnowledgeStore:
     def drop_previous(self) -> int:
         """Delete the experts that `reexpert` kept of other models; returns of how many."""
         with self._writer():
-            return _reexpert.drop_others(self.layout, self.catalog, self._tables)
+            return _reexpert.drop_others(self.layout, self.catalog)
 
     def export(self, folder: Path) -> int:
         """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
@@ -616,6 +652,7 @@ class KnowledgeStore:
         passages: Callable[[set[str]], Iterator[Passage]] | None,
         note: str,
         settings: Mapping[str, object] | None = None,
+        engine: Engine | None = None,
     ) -> tuple[EditBatch | None, float]:
         def write(wanted: set[str], batch_id: int) -> float:
             if not wanted:
@@ -627,17 +664,17 @@ class KnowledgeStore:
                     fix="run `knowstore verify --repair` and try again; ingest sources again whose text is lost",
                 )
             table, bank = self._writable()
-            codec = self._bank_config.codec
+            codec, used = self._bank_config.codec, engine or InProcess(self.models)
             written = write_passages(
-                passages(wanted), len(wanted), table, bank, self.models, codec, batch_id, self._on_progress
+                passages(wanted), len(wanted), table, bank, used, codec, batch_id, self._on_progress
             )
-            if missing := wanted - written.ids:
+            if missing := wanted - written:
                 raise PassageError(
                     f"{len(missing)} passages were read at first and not again: a source changed meanwhile",
                     kept="the store is as it was; what was generated is taken up by the next ingest",
                     fix="run the command again",
                 )
-            return written.model_seconds
+            return used.model_seconds
 
         return self._apply(kind, change, write, note, settings)
 
@@ -693,8 +730,8 @@ class KnowledgeStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep all other writers away, and take up what they did."""
-        with self._tables.lock(), self.catalog.writer():
-            self._tables.sweep()
+        with self.layout.lock(), self.catalog.writer():
+            self.layout.sweep()
             self._follow(self.catalog.setting("fingerprints"))
             yield
 
@@ -778,3 +815,9 @@ class KnowledgeStore:
                 kept="the store is as it was",
                 fix="`knowstore list` shows the passages there are",
             )
+
+
+def _layout_of(location: str | Path, *, create: bool, catalog_url: str | None) -> Layout:
+    if is_url(location):
+        return Bucket.open(location, create=create, catalog_url=catalog_url)
+    return Folder.open(Path(location), create=create, catalog_url=catalog_url)

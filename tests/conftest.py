@@ -13,6 +13,7 @@ import pytest
 
 from knowstore.prompts import answer_target, question_prompt
 from tests.postgresql import NoServerError, postgresql_server
+from tests.s3 import BUCKET, NoS3Error, s3_server
 
 if TYPE_CHECKING:
     from knowstore.config import ModelConfig
@@ -255,6 +256,20 @@ def tiny_models(tiny_llm_dir: Path, tiny_retriever_dir: Path, tiny_hypernetwork_
         dtype="float32",
         device="cpu",
     )
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The bucket of an S3 server of our own, with what clients need in the environment."""
+    with ExitStack() as stack:
+        try:
+            environment = stack.enter_context(s3_server())
+        except NoS3Error as error:
+            pytest.skip(f"S3: {error}")
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield f"s3://{BUCKET}"
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def gather(store: KnowledgeStore) -> Row:
         if audits:
             modes.append(_mode(store, cast(Mode, mode), audits, probes, titles))
     return {
-        "store": str(store.layout.folder),
+        "store": store.layout.location,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": {role: str(getattr(store.models.config, role)) for role in ROLES},
         "batches": _batches(store, probes),

@@ -3,6 +3,7 @@
 from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names
 from knowstore.bank.codec import decode, encode
 from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.bank.fragments import write_fragment
 
 __all__ = [
     "NAME",
@@ -13,4 +14,5 @@ __all__ = [
     "bank_names",
     "decode",
     "encode",
+    "write_fragment",
 ]

@@ -24,7 +24,9 @@ from lancedb.index import BTree
 from lancedb.query import LanceQueryBuilder
 from lancedb.table import LanceTable
 
+from knowstore.bank import fragments
 from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
 
@@ -38,19 +40,6 @@ _READ_ROWS = 64  # rows in memory while the whole bank is read
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
 _MOST_FILES = 128
 _SMALL_FILE_BYTES = 16 * 1024 * 1024
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("fingerprint", pa.string()),
-        pa.field("codec", pa.string()),
-        pa.field("form", pa.string()),
-        pa.field("rank", pa.int32()),
-        pa.field("segment_ranks", pa.list_(pa.int32())),
-        pa.field("tensors", pa.large_binary(), metadata={"lance-encoding:compression": "none"}),
-        pa.field("checksum", pa.string()),
-        pa.field("batch", pa.int64()),
-    ]
-)
 
 _T = TypeVar("_T")
 
@@ -116,12 +105,12 @@ class ExpertBank:
             if name in connection.list_tables().tables:
                 table = cast(LanceTable, connection.open_table(name))
             elif create:
-                table = cast(LanceTable, connection.create_table(name, schema=_SCHEMA))
+                table = cast(LanceTable, connection.create_table(name, schema=SCHEMA))
             else:
                 raise _absent(uri)
             if create and not table.schema.field("id").metadata:  # a kill may have come between
                 table.set_unenforced_primary_key("id")
-            missing = set(_SCHEMA.names) - set(table.schema.names)
+            missing = set(SCHEMA.names) - set(table.schema.names)
         except _LANCE_ERRORS as error:
             raise BankError(
                 f"the expert bank in {uri} cannot be read: {error}",
@@ -159,6 +148,11 @@ class ExpertBank:
     def name(self) -> str:
         """The table's."""
         return str(self._table.name)
+
+    @property
+    def uri(self) -> str:
+        """Where LanceDB keeps the table."""
+        return str(self._connection.uri)
 
     @property
     def version(self) -> int:
@@ -240,6 +234,28 @@ class ExpertBank:
 
         return self._upsert(checked())
 
+    def commit_fragments(self, written: Sequence[str], ids: Collection[str]) -> None:
+        """Make experts that `write_fragment` wrote, here or elsewhere, a part of the bank, all in one version.
+
+        Args:
+            written: descriptions that `write_fragment` gave.
+            ids: passages whose experts they are; one that is stored already is replaced.
+
+        Raises:
+            BankError: a file that is not there, or a failed write; nothing was changed but for what is to be replaced.
+            ConfigError: pylance is not installed.
+        """
+        self.delete({row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk), ["id"])})
+        with self._writing() as table:
+            fragments.commit(self.uri, self.name, written)
+            table.checkout_latest()  # type: ignore[no-untyped-call]
+        self._cache.drop(ids)
+
+    def sweep(self) -> None:
+        """Delete files of fragments that were written and never committed; nobody else may be writing."""
+        with self._writing():
+            fragments.sweep(self.uri, self.name)
+
     def delete(self, ids: Collection[str]) -> int:
         """Delete experts; their bytes stay in older versions until `purge`. Returns how many there were."""
         with self._writing() as table:
@@ -253,7 +269,7 @@ class ExpertBank:
     def clear(self) -> None:
         """Begin anew with an empty table, where files of it are torn or missing; older versions stay until `purge`."""
         with self._writing() as table:
-            table.add(pa.table({name: [] for name in _SCHEMA.names}, schema=_SCHEMA), mode="overwrite")
+            table.add(pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA), mode="overwrite")
         self._cache.clear()
 
     def purge(self, ids: Collection[str]) -> None:
@@ -313,9 +329,9 @@ class ExpertBank:
         with self._writing() as table:
             if is_any_stored:
                 merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                merge.use_index(False).execute(_to_arrow(part.values()))
+                merge.use_index(False).execute(to_arrow(part.values()))
             else:
-                table.add(_to_arrow(part.values()))
+                table.add(to_arrow(part.values()))
         self._cache.drop(part.keys())
         return len(part)
 
@@ -339,7 +355,7 @@ class ExpertBank:
         wanted = [passage_id for passage_id in dict.fromkeys(ids) if passage_id not in found]
         if wanted:
             rows = self._read(lambda table: table.search().where(_is_in(wanted)).to_arrow())
-            for encoded in map(_from_arrow, rows.to_pylist()):
+            for encoded in map(from_arrow, rows.to_pylist()):
                 self._check_fingerprint(encoded)
                 found[encoded.passage_id] = encoded.decode()
             self._cache.put(found[passage_id] for passage_id in wanted if passage_id in found)
@@ -433,7 +449,7 @@ class ExpertBank:
     def _scan_encoded(self, condition: str | None) -> Iterator[EncodedExpert]:
         try:
             for batch in self._read(lambda table: _scan(table, condition).to_batches(_READ_ROWS)):
-                yield from map(_from_arrow, batch.to_pylist())
+                yield from map(from_arrow, batch.to_pylist())
         except _LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
@@ -521,37 +537,6 @@ class _Cache:
         expert = self._experts.pop(passage_id, None)
         if expert is not None:
             self._size_bytes -= expert.size_bytes
-
-
-def _to_arrow(experts: Collection[EncodedExpert]) -> pa.Table:
-    return pa.table(
-        {
-            "id": [expert.passage_id for expert in experts],
-            "fingerprint": [expert.fingerprint for expert in experts],
-            "codec": [expert.codec for expert in experts],
-            "form": [expert.form for expert in experts],
-            "rank": [expert.rank for expert in experts],
-            "segment_ranks": [list(expert.segment_ranks) for expert in experts],
-            "tensors": [expert.data for expert in experts],
-            "checksum": [expert.checksum for expert in experts],
-            "batch": [expert.batch_id for expert in experts],
-        },
-        schema=_SCHEMA,
-    )
-
-
-def _from_arrow(row: Mapping[str, Any]) -> EncodedExpert:
-    return EncodedExpert(
-        passage_id=row["id"],
-        fingerprint=row["fingerprint"],
-        codec=row["codec"],
-        form=row["form"],
-        rank=row["rank"],
-        segment_ranks=tuple(row["segment_ranks"]),
-        data=row["tensors"],
-        checksum=row["checksum"],
-        batch_id=row["batch"],
-    )
 
 
 def _delete_history(table: LanceTable) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from knowstore import _ingest
+from knowstore import _encoding
 from knowstore.errors import SourceError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -153,7 +153,7 @@ def test_an_interrupted_ingest_goes_on_where_it_was(
     n_generated: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_ingest, "_CHUNK", 2)
+    monkeypatch.setattr(_encoding, "CHUNK", 2)
     path = write_facts("facts.jsonl", facts)
 
     def interrupt(stage: str, done: int, _total: int | None) -> None:
@@ -186,8 +186,8 @@ def test_a_killed_ingest_goes_on_where_it_was(
 ) -> None:
     path = write_facts("facts.jsonl", facts)
     killed = start_python(
-        "from knowstore import _ingest\n"
-        "_ingest._CHUNK = 2\n"
+        "from knowstore import _encoding\n"
+        "_encoding.CHUNK = 2\n"
         "store._on_progress = lambda stage, n, _: stage[0] == 'e' and n > 4 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.ingest([sys.argv[1]])\n",
         path,
@@ -211,7 +211,7 @@ def test_an_interrupted_ingest_is_finished_by_one_of_other_files(
     n_generated: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_ingest, "_CHUNK", 2)
+    monkeypatch.setattr(_encoding, "CHUNK", 2)
 
     def interrupt(stage: str, done: int, _total: int | None) -> None:
         if stage.startswith("embedding") and done > 2:

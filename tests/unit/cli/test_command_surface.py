@@ -76,6 +76,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_wrong_usage_is_exit_2() -> None:
     assert CliRunner().invoke(app, ["ask", "--mode", "magic", "why?"]).exit_code == 2
     assert CliRunner().invoke(app, ["aks"]).exit_code == 2
+    assert CliRunner().invoke(app, ["ingest", "--workers", "2", "notes"]).exit_code == 2  # it is for --engine ray
 
 
 def test_version_is_shown() -> None:

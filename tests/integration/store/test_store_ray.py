@@ -1,0 +1,203 @@
+"""Ingest on a Ray cluster: the same rows as in one process, whatever dies."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from knowstore import _encoding
+from knowstore.config import ModelConfig, RayConfig
+from knowstore.errors import ConfigError, EngineError
+from knowstore.records import Passage
+from knowstore.store import KnowledgeStore
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Ray's own processes
+pytest.importorskip("ray", reason="extra `ray` is not installed")
+pytest.importorskip("lance", reason="extra `ray` is not installed")
+
+ADDRESS = os.environ.get("RAY_ADDRESS")
+Open = Callable[..., KnowledgeStore]
+Write = Callable[[str, Sequence[Passage]], str]
+
+
+@pytest.fixture(scope="module")
+def towns() -> list[Passage]:
+    """Forty passages of many lengths, about towns that are not."""
+    sentences = [
+        "It lies on the river Tiber!",
+        "Romulus was its king.",
+        "Who founded it?",
+        "It is at the end of a fjord.",
+    ]
+    return [
+        Passage(f"Town {i} was founded in {700 + i} BC. " + " ".join(sentences[: i % 5]), f"Town {i}", "towns")
+        for i in range(40)
+    ]
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """In the cluster of RAY_ADDRESS, else in one of our own; Ray gives a node 30 seconds to start, which may be too few
+    on a busy machine."""
+    import ray
+
+    from knowstore import _ray
+
+    for n_left in (2, 1, 0):
+        try:
+            _ray.connect(ray, RayConfig(2, ADDRESS))
+            break
+        except EngineError:
+            gc.collect()
+            if not n_left:
+                pytest.skip("Ray does not start on this machine")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(one_thread: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """One cluster for all tests of this process, which `ingest` finds and leaves alone."""
+    with suppress(pytest.skip.Exception):
+        request.getfixturevalue("s3_url")  # before, so that workers find it in their environment
+    with connected():
+        yield
+
+
+@pytest.fixture
+def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten chunks of four passages, each a share or two of some batches."""
+    from knowstore import _ray
+
+    monkeypatch.setattr(_encoding, "CHUNK", 4)
+    monkeypatch.setattr(_encoding, "_BATCH_TOKENS", 64)
+    monkeypatch.setattr(_ray, "_SHARE", 3)
+
+
+def rows(store: KnowledgeStore) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every stored row of both tables by id, with all its bytes; each id is there once."""
+    passages = [row for batch in store._tables.passages().iter_rows() for row in batch.to_pylist()]
+    experts = list(store._tables.bank().iter_encoded())
+    by_id = {row["id"]: row for row in passages}, {expert.passage_id: expert for expert in experts}
+    assert (len(by_id[0]), len(by_id[1])) == (len(passages), len(experts))
+    return by_id
+
+
+def data_files(store: KnowledgeStore) -> tuple[set[str], set[str]]:
+    """Names of the files with experts, those there are and those that the bank's latest version names."""
+    import lance
+
+    table = store.layout.tables / "experts.lance"
+    named = {file.path for fragment in lance.dataset(str(table)).get_fragments() for file in fragment.data_files()}
+    return {file.name for file in (table / "data").iterdir()}, named
+
+
+def kill_one_worker() -> int:
+    """End a process that computes, as the system does that has no memory left; gives its id."""
+    for process in psutil.process_iter(["cmdline"]):
+        if "_Worker.make" in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+            return int(process.pid)
+    raise AssertionError("no worker computes")
+
+
+def test_the_same_rows_as_in_one_process(
+    open_store: Open, write_facts: Write, towns: list[Passage], small_shares: None, cluster: None
+) -> None:
+    path = write_facts("towns.jsonl", towns)
+    alone, many = open_store("alone"), open_store("many")
+    alone.ingest([path])
+    report = many.ingest([path], ray=RayConfig(workers=2))
+    assert (report.batch_id, report.passages_added) == (1, 40)
+    assert rows(many) == rows(alone)
+    assert many.verify().problems == ()
+
+
+def test_a_lost_worker_costs_what_it_had_begun(
+    open_store: Open, write_facts: Write, towns: list[Passage], small_shares: None, cluster: None
+) -> None:
+    path, killed = write_facts("towns.jsonl", towns), []
+
+    def kill_one(stage: str, n: int, _: int | None) -> None:
+        if stage.startswith("embedding") and not killed:
+            killed.append(kill_one_worker())
+
+    alone, many = open_store("alone"), open_store("many", on_progress=kill_one)
+    alone.ingest([path])
+    report = many.ingest([path], ray=RayConfig(workers=2))
+    assert (len(killed), report.passages_added) == (1, 40)
+    assert rows(many) == rows(alone)
+    assert many.verify().problems == ()
+    there, named = data_files(many)
+    assert there == named
+
+
+@pytest.mark.skipif(
+    ADDRESS is not None and "AWS_ENDPOINT_URL" not in os.environ,
+    reason="workers of RAY_ADDRESS do not know the S3 server of the tests",
+)
+def test_workers_write_to_an_object_store(
+    s3_url: str,
+    tmp_path: Path,
+    tiny_models: ModelConfig,
+    cache_dir: Path,
+    open_store: Open,
+    write_facts: Write,
+    towns: list[Passage],
+    small_shares: None,
+    cluster: None,
+) -> None:
+    path, alone = write_facts("towns.jsonl", towns), open_store("alone")
+    alone.ingest([path])
+    options = {"catalog_url": f"sqlite:///{tmp_path}/catalog.sqlite", "models": tiny_models, "cache_dir": cache_dir}
+    with KnowledgeStore.open(f"{s3_url}/ray/{uuid.uuid4().hex}", **options) as many:
+        many.ingest([path], ray=RayConfig(workers=2))
+        assert rows(many) == rows(alone)
+        assert many.verify().problems == ()
+
+
+def test_a_killed_driver_leaves_what_was_committed_and_the_ingest_goes_on(
+    open_store: Open,
+    write_facts: Write,
+    towns: list[Passage],
+    n_generated: Callable[[], int],
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> None:
+    path = write_facts("towns.jsonl", towns)
+    killed = start_python(
+        "from knowstore import RayConfig, _encoding, _ray\n"
+        "_encoding.CHUNK, _encoding._BATCH_TOKENS, _ray._SHARE = 4, 64, 3\n"
+        "store._on_progress = lambda stage, n, _: stage[0] == 'e' and n > 20 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.ingest([sys.argv[1]], ray=RayConfig(2, os.environ.get('RAY_ADDRESS')))\n",
+        path,
+    )
+    _, said = killed.communicate(timeout=240)
+    assert killed.returncode == -signal.SIGKILL, said
+    store = open_store()
+    assert (store.passages(), store.verify().clean) == ([], True)
+    report = store.ingest([path])
+    assert report.passages_added == 40
+    assert n_generated() <= 28  # of 40; the others were committed, in chunks of some more than 4
+    assert {passage.passage_id for passage in store.passages()} == {passage.passage_id for passage in towns}
+    assert store.verify().problems == ()
+
+
+def test_without_ray_it_says_what_to_install(
+    open_store: Open, write_facts: Write, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    store = open_store()
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        store.ingest([write_facts("facts.jsonl", facts)], ray=RayConfig())
+    assert (store.batches(), store.layout.has_tables) == ([], False)
