@@ -37,7 +37,10 @@ faults: $(VENV)/.tests ## Kill the processes of stores, let their disks fail, le
 weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader into build/weights, from DATA, a folder with train/NAME.jsonl.gz: hours
 	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --minutes 85 --output build/weights/reranker
 	@$(BIN)/knowstore --reranker build/weights/reranker \
-		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/tokens
+		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/keys
+	@$(BIN)/knowstore --reranker build/weights/reranker \
+		train hypernetwork $(TRAINING) --from build/weights/keys --pointing-share 0 --static-steps 0 --minutes 85 \
+		--output build/weights/tokens
 	@$(BIN)/knowstore --reranker build/weights/reranker --hypernetwork build/weights/tokens \
 		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/reader
 

@@ -340,6 +340,9 @@ def reranker(
         int | None, typer.Option(min=1, help="With --base: rank of the updates to its linear layers; else all weights.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="With --base: the highest learning rate.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="A reranker of this command, without --base, to go on from.")
+    ] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
 
@@ -349,6 +352,8 @@ def reranker(
     command goes on from the last checkpoint of a run that was cut off. Use the result with
     `knowstore --reranker FOLDER`.
     """
+    if base is not None and start is not None:
+        raise typer.BadParameter("goes without --base", param_hint="--from")
     if base is not None:
         chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
         _fine_tune(session, data, output, base, lora_rank, chosen | given(learning_rate=learning_rate))
@@ -359,7 +364,7 @@ def reranker(
 
     from knowstore.encoders import load_base
     from knowstore.models import choose_device, resolve
-    from knowstore.retrieval import JointModel
+    from knowstore.retrieval import JointModel, load_joint
     from knowstore.sources import sentence_spans
     from knowstore.training import RerankerTrainingConfig, load_questions, train_reranker
 
@@ -373,13 +378,17 @@ def reranker(
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
     encoder_name = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
-    model = JointModel(load_base(resolved.path, n_shared=None)).to(device)
+    if start is None:
+        model, begun = JointModel(load_base(resolved.path, n_shared=None)), None
+    else:
+        model, begun = load_joint(resolve(start, "reranker").path, resolved.path)
+    model.to(device)
     with ExitStack() as stack:
         search = None
         if config.n_negatives:
             search = stack.enter_context(_search(session, rows))
         trained, kept = train_reranker(
-            model, rows, search, config, work, base=encoder_name,
+            model, rows, search, config, work, base=encoder_name, start=begun,
             on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
         )  # fmt: skip
     quality = _reranker_quality(kept)

@@ -2,7 +2,7 @@
 
 from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
-from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker
+from knowstore.retrieval.joint import JointConfig, JointModel, JointReranker, load_joint
 from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.loading import calibration, load_reranker
 from knowstore.retrieval.pairs import PairModel, load_pairs
@@ -22,6 +22,7 @@ __all__ = [
     "Reranker",
     "Retriever",
     "calibration",
+    "load_joint",
     "load_pairs",
     "load_reranker",
     "relevance",

@@ -289,22 +289,7 @@ class JointReranker:
             RetrievalError: files missing or damaged, or another encoder than the one it was trained on.
             ConfigError: no encoder can be read from `base`.
         """
-        config = read_config(folder)
-        encoder = load_base(base, n_shared=config.n_shared)
-        if encoder.digest != config.base_digest:
-            raise RetrievalError(
-                f"the reranker in {folder} goes with embeddings {config.base_digest}, the encoder in {base} "
-                f"has {encoder.digest}",
-                kept="nothing was loaded",
-                fix=f"give it the encoder that it was trained on ({config.base!r}), or train another reranker "
-                "with `knowstore train reranker`",
-            )
-        model = JointModel(encoder, config.max_tokens)
-        try:
-            shapes = {name: tuple(tensor.shape) for name, tensor in model.weights().items()}
-            model.set_weights(read_tensors(folder / _WEIGHTS, shapes))
-        except (ConfigError, OSError, ValueError, SafetensorError) as error:
-            raise _unreadable(folder, error) from error
+        model, config = load_joint(folder, base)
         model = model.eval().requires_grad_(False).to(torch.device(device))
         return cls(model, config, dtype, n_read=n_read, weights_fingerprint=weights_fingerprint)
 
@@ -386,6 +371,35 @@ def _best(scores: Sequence[RerankScore], n_read: int, n_best: int | None) -> lis
     if n_best is None or n_best >= len(order):
         return order
     return [index for index in order if scores[index].score >= scores[order[n_best - 1]].score]
+
+
+def load_joint(folder: Path, base: Path) -> tuple[JointModel, JointConfig]:
+    """A joint reranker's model on the CPU, as `train_reranker` goes on with it, and its config.
+
+    Args:
+        folder, base: as for `JointReranker.load`.
+
+    Raises:
+        RetrievalError: files missing or damaged, or another encoder than the one it was trained on.
+        ConfigError: no encoder can be read from `base`.
+    """
+    config = read_config(folder)
+    encoder = load_base(base, n_shared=config.n_shared)
+    if encoder.digest != config.base_digest:
+        raise RetrievalError(
+            f"the reranker in {folder} goes with embeddings {config.base_digest}, the encoder in {base} "
+            f"has {encoder.digest}",
+            kept="nothing was loaded",
+            fix=f"give it the encoder that it was trained on ({config.base!r}), or train another reranker "
+            "with `knowstore train reranker`",
+        )
+    model = JointModel(encoder, config.max_tokens)
+    try:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.weights().items()}
+        model.set_weights(read_tensors(folder / _WEIGHTS, shapes))
+    except (ConfigError, OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    return model, config
 
 
 def read_config(folder: Path) -> JointConfig:

@@ -118,6 +118,7 @@ def train_reranker(
     folder: Path,
     *,
     base: str = "default",
+    start: JointConfig | None = None,
     on_progress: Callable[[RerankerProgress], None] | None = None,
 ) -> tuple[JointReranker, RerankerProgress]:
     """Train a model by Eq. 8 and calibrate it on questions that are kept out.
@@ -135,6 +136,7 @@ def train_reranker(
         config: how to train.
         folder: for log and checkpoint.
         base: reference of the encoder, for the reranker's config.
+        start: config of the trained reranker that the model is, None for a new one.
         on_progress: called after every step.
 
     Returns: the reranker, and the log's line of the last step with how good that is on the questions kept out.
@@ -160,8 +162,11 @@ def train_reranker(
         weight_decay=config.weight_decay,
     )
     checkpoint = folder / "checkpoint"
+    made_with: dict[str, object] = {
+        "base": model.base.digest, "config": asdict(config), "start": None if start is None else asdict(start),
+    }  # fmt: skip
     judged: list[Judged] | None = None
-    kept, seconds = _resume(checkpoint, model, optimizer, config)
+    kept, seconds = _resume(checkpoint, model, optimizer, made_with)
     step = 0 if kept is None else kept.step
     started, saved_at = time.monotonic() - seconds, time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -194,11 +199,11 @@ def train_reranker(
             if on_progress is not None:
                 on_progress(kept)
             if time.monotonic() - saved_at >= config.checkpoint_every_s:
-                _checkpoint(checkpoint, model, optimizer, config, kept, elapsed)
+                _checkpoint(checkpoint, model, optimizer, made_with, kept, elapsed)
                 saved_at = time.monotonic()
     if kept is None:
         raise no_steps()
-    _checkpoint(checkpoint, model, optimizer, config, kept, time.monotonic() - started)
+    _checkpoint(checkpoint, model, optimizer, made_with, kept, time.monotonic() - started)
     judged = run.judge() if judged is None else judged
     if judged:
         sentence_accuracy, gold_first = accuracies(judged)
@@ -213,7 +218,7 @@ def train_reranker(
         null_threshold=threshold if config.n_negatives else None,
         temperature=temperature,
         word_temperature=calibrate_words(run.words()),
-        trained_steps=kept.step,
+        trained_steps=kept.step + (0 if start is None else start.trained_steps),
     )
     return JointReranker(model, described, run.dtype), kept
 
@@ -432,25 +437,25 @@ def _fraction(config: RerankerTrainingConfig, step: int, seconds: float) -> floa
 
 
 def _checkpoint(
-    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig,
+    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, made_with: dict[str, object],
     kept: RerankerProgress, seconds: float,
 ) -> None:  # fmt: skip
     """Keep the state of the run."""
     tensors = {f"weights/{name}": tensor for name, tensor in model.weights().items()}
-    described = {"kept": asdict(kept), "seconds": seconds, "base": model.base.digest, "config": asdict(config)}
+    described = {"kept": asdict(kept), "seconds": seconds, "made_with": made_with}
     write_checkpoint(folder, kept.step, described, tensors, optimizer)
 
 
 def _resume(
-    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, config: RerankerTrainingConfig
+    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, made_with: dict[str, object]
 ) -> tuple[RerankerProgress | None, float]:
     """Take up a checkpoint, if there is one; gives its last step's line of the log, and the seconds of the run."""
     found = read_checkpoint(folder)
     if found is None:
         return None, 0.0
-    if found.described["config"] != asdict(config) or found.described["base"] != model.base.digest:
+    if found.described.get("made_with") != made_with:
         raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings or another encoder", kept="the checkpoint",
+            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start", kept="the checkpoint",
             fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     model.set_weights(found.of("weights"))
