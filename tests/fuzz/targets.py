@@ -10,10 +10,11 @@ import gzip
 import io
 import json
 import os
+import random
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -82,6 +83,29 @@ def damaged(draw: st.DrawFn, sound: st.SearchStrategy[bytes]) -> bytes:
             case _:
                 data[place:place] = draw(st.binary(max_size=6))
     return bytes(data)
+
+
+def mutations(data: bytes, n: int) -> Iterator[bytes]:
+    """Bytes, then `n` times the same with up to five damages, which follow from them."""
+    yield data
+    draw = random.Random(data)
+    for _ in range(n):
+        damaged_data = bytearray(data)
+        for _ in range(draw.randint(1, 5)):
+            place = draw.randint(0, len(damaged_data))
+            other = draw.randint(0, len(damaged_data))
+            match draw.randrange(5):
+                case 0:
+                    damaged_data[place : place + 1] = bytes([draw.randrange(256)])
+                case 1:
+                    del damaged_data[place : place + draw.randint(1, 9)]
+                case 2:
+                    damaged_data[place:place] = damaged_data[other : other + 64]
+                case 3:
+                    damaged_data[place : place + 8] = damaged_data[other : other + 8]
+                case _:
+                    damaged_data[place:place] = _bytes(draw.choice(NASTY))
+        yield bytes(damaged_data)
 
 
 def _bytes(text: str) -> bytes:
