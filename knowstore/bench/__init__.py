@@ -9,17 +9,21 @@ from knowstore.bench.edits import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.latency import run_ask
 from knowstore.bench.locality import run_locality
 from knowstore.bench.methods import run_methods
-from knowstore.bench.plots import plot_answers, plot_controls, plot_methods, plot_speed, plot_training
+from knowstore.bench.peers import PeersConfig, lacking_peers, run_peers
+from knowstore.bench.plots import plot_answers, plot_controls, plot_methods, plot_peers, plot_speed, plot_training
 from knowstore.bench.reranking import run_rerank
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
     "EditsConfig",
+    "PeersConfig",
     "SpeedConfig",
     "can_plot",
+    "lacking_peers",
     "plot_answers",
     "plot_controls",
     "plot_methods",
+    "plot_peers",
     "plot_speed",
     "plot_training",
     "read_unrelated",
@@ -30,6 +34,7 @@ __all__ = [
     "run_edits",
     "run_locality",
     "run_methods",
+    "run_peers",
     "run_rerank",
     "run_speed",
 ]
