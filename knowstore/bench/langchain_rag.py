@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from langchain_classic.chains.question_answering.stuff_prompt import PROMPT
+from langchain_classic.chains.question_answering.stuff_prompt import CHAT_PROMPT, PROMPT
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models.llms import LLM
+from langchain_core.messages import convert_to_openai_messages
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from langchain_lancedb import LanceDB
 
 from knowstore._loaded import LoadedModels
-from knowstore.bench.peer_models import decoding, embed_passages, first_line, short_prompt, whole_text
+from knowstore.bench.peer_models import decoding, embed_passages, is_chat_model, short_prompt, whole_text
 from knowstore.bench.systems import PromptName, SystemConfig, Told
 from knowstore.experts import FrozenLLM
 from knowstore.records import Passage
@@ -42,7 +44,7 @@ class _TransformersLLM(LLM):  # type: ignore[misc]
     """
 
     frozen: Any  # FrozenLLM
-    max_tokens: int
+    settings: dict[str, Any]
 
     @property
     def _llm_type(self) -> str:
@@ -52,7 +54,7 @@ class _TransformersLLM(LLM):  # type: ignore[misc]
         llm: FrozenLLM = self.frozen
         inputs = llm.tokenizer(prompt, return_tensors="pt").to(llm.device)
         with torch.inference_mode():
-            out = llm.model.generate(**inputs, max_new_tokens=self.max_tokens, **decoding(llm))
+            out = llm.model.generate(**inputs, **self.settings)
         written = out[0, inputs["input_ids"].shape[1] :]
         return str(llm.tokenizer.decode(written, skip_special_tokens=True))
 
@@ -60,8 +62,8 @@ class _TransformersLLM(LLM):  # type: ignore[misc]
 class LangChainSystem:
     """A LanceDB vector store whose retriever is piped into a prompt and the model.
 
-    The own prompt is that of `load_qa_chain` and `RetrievalQA`, their kind `stuff`. No splitter is used: every passage
-    is one document, its title on a line before its text.
+    The own prompt is that of `load_qa_chain` and `RetrievalQA`, their kind `stuff`, for a model with a chat template
+    the one of messages. No splitter is used: every passage is one document, its title on a line before its text.
     """
 
     def __init__(self, config: SystemConfig) -> None:
@@ -82,17 +84,30 @@ class LangChainSystem:
             self._chains[prompt] = self._chain(prompt)
         found = self._chains[prompt].invoke(question)
         ids = tuple(document.metadata["passage_id"] for document in found["documents"])
-        return Told(first_line(found["answer"]), ids)
+        return Told(found["answer"].strip(), ids)
 
     def _chain(self, prompt: PromptName) -> Runnable:
         """Question to {documents, question, answer}."""
-        llm = _TransformersLLM(frozen=self._models.llm, max_tokens=self._max_tokens)
-        if prompt == "own":
-            asked = RunnablePassthrough.assign(context=lambda found: _joined(found["documents"])) | PROMPT
-        else:
+        frozen = self._models.llm
+        settings = {"max_new_tokens": self._max_tokens, **decoding(frozen, prompt)}
+        llm = _TransformersLLM(frozen=frozen, settings=settings)
+        if prompt == "short":
             asked = RunnableLambda(_short_prompt)
+        else:
+            is_chat = is_chat_model(frozen)
+            written = CHAT_PROMPT | RunnableLambda(_templated(frozen)) if is_chat else PROMPT
+            asked = RunnablePassthrough.assign(context=lambda found: _joined(found["documents"])) | written
         found = {"documents": self._retriever, "question": RunnablePassthrough()}
         return found | RunnablePassthrough.assign(answer=asked | llm | StrOutputParser())
+
+
+def _templated(llm: FrozenLLM) -> Callable[[PromptValue], str]:
+    """Messages as the model's chat template writes them, which `ChatHuggingFace` does."""
+    return lambda prompt: str(
+        llm.tokenizer.apply_chat_template(
+            convert_to_openai_messages(prompt.to_messages()), tokenize=False, add_generation_prompt=True
+        )
+    )
 
 
 def _joined(documents: Sequence[Document]) -> str:

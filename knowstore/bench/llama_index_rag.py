@@ -14,7 +14,7 @@ from llama_index.llms.huggingface import HuggingFaceLLM
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
 from knowstore._loaded import LoadedModels
-from knowstore.bench.peer_models import decoding, embed_passages, first_line, short_prompt, whole_text
+from knowstore.bench.peer_models import decoding, embed_passages, is_chat_model, short_prompt, whole_text
 from knowstore.bench.systems import PromptName, SystemConfig, Told
 from knowstore.records import Passage
 
@@ -45,15 +45,16 @@ class _Embedding(BaseEmbedding):  # type: ignore[misc]  # the library is looked 
 class LlamaIndexSystem:
     """A vector index on a LanceDB vector store, asked by its query engine.
 
-    The own prompt and way of answering are the query engine's. No splitter is used: every passage is one node, its
-    title on a line before its text. With the short prompt the index's retriever is asked, then the model.
+    The own prompt and way of answering are the query engine's, in messages for a model with a chat template. No
+    splitter is used: every passage is one node, its title on a line before its text. With the short prompt the index's
+    retriever is asked, then the model.
     """
 
     def __init__(self, config: SystemConfig) -> None:
         logging.getLogger("llama_index").setLevel(logging.ERROR)  # it warns of every table that is not there yet
         self._models = LoadedModels(config.models, cache_dir=config.cache_dir)
         self._top_k, self._max_tokens = config.top_k, config.max_tokens
-        store = LanceDBVectorStore(uri=str(config.folder))
+        store = LanceDBVectorStore(uri=str(config.folder), mode="create")
         self._index = VectorStoreIndex.from_vector_store(store, embed_model=_Embedding(self._models))
         self._llm: Any = None
         self._engine: Any = None
@@ -79,13 +80,18 @@ class LlamaIndexSystem:
             nodes = self._retriever.retrieve(question)
             some = [(found.node.get_content(), found.node.metadata["title"]) for found in nodes]
             text = self._llm.complete(short_prompt(some, question)).text
-        return Told(first_line(text), tuple(found.node.node_id for found in nodes))
+        return Told(text.strip(), tuple(found.node.node_id for found in nodes))
 
     def _load(self) -> None:
         llm = self._models.llm
         Settings.tokenizer = llm.tokenizer.encode
-        self._llm = HuggingFaceLLM(
-            model=llm.model, tokenizer=llm.tokenizer, max_new_tokens=self._max_tokens, generate_kwargs=decoding(llm)
-        )
+        self._llm = self._wrapped("short")
         self._retriever = self._index.as_retriever(similarity_top_k=self._top_k)
-        self._engine = self._index.as_query_engine(llm=self._llm, similarity_top_k=self._top_k)
+        self._engine = self._index.as_query_engine(llm=self._wrapped("own"), similarity_top_k=self._top_k)
+
+    def _wrapped(self, prompt: PromptName) -> HuggingFaceLLM:
+        llm = self._models.llm
+        return HuggingFaceLLM(
+            model=llm.model, tokenizer=llm.tokenizer, max_new_tokens=self._max_tokens,
+            generate_kwargs=decoding(llm, prompt), is_chat_model=prompt == "own" and is_chat_model(llm),
+        )  # fmt: skip

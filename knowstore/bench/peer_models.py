@@ -1,10 +1,11 @@
-"""What LangChain and LlamaIndex are given: the store's own encoder and language model, and the same decoding."""
+"""What LangChain and LlamaIndex are given: the store's own encoder and language model, and greedy decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from knowstore.bench.systems import PromptName
 from knowstore.experts import FrozenLLM
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Passage
@@ -28,15 +29,17 @@ def embed_passages(retriever: Retriever, texts: Sequence[str]) -> list[list[floa
     return [vector.tolist() for vector, _ in encoded]
 
 
-def decoding(llm: FrozenLLM) -> dict[str, Any]:
-    """Arguments of `generate` for greedy decoding that stops where the store's does: at an end of sequence or line."""
+def decoding(llm: FrozenLLM, prompt: PromptName) -> dict[str, Any]:
+    """Arguments of `generate` for greedy decoding: with the short prompt it stops where the store's does, at an end of
+    sequence or line, with a peer's own only at the tokenizer's end of sequence, for its answers may have lines."""
+    ends = llm.stop_ids if prompt == "short" else [llm.tokenizer.eos_token_id]
     pad = llm.tokenizer.pad_token_id
     return {
-        "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "eos_token_id": llm.stop_ids,
+        "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "eos_token_id": ends,
         "pad_token_id": llm.stop_ids[0] if pad is None else pad,
     }  # fmt: skip
 
 
-def first_line(text: str) -> str:
-    """What is scored of a text that a model wrote: up to the first end of a line."""
-    return text.lstrip().split("\n", 1)[0].rstrip()
+def is_chat_model(llm: FrozenLLM) -> bool:
+    """Whether the tokenizer says how messages are put to the model."""
+    return bool(llm.tokenizer.chat_template)

@@ -84,11 +84,12 @@ def run_peers(
 ) -> dict[str, object]:
     """Give the same passages and questions to a store and to LangChain and LlamaIndex, each in a process of its own.
 
-    All have the same retriever and language model and decode greedily to an end of sequence or line. The peers find
-    passages as their documentation shows it, by vectors alone, and are asked with their own default prompt (`own`)
-    and with that of the store (`short`); the store's modes are asked as `ask` serves them, `rag, zero-shot` without
-    the tuned reader. Passages are given whole, no splitter is used. Every part is added to one system after another
-    and every question asked in every way, in another order each time.
+    All have the same retriever and language model and decode greedily. The peers find passages as their documentation
+    shows it, by vectors alone, and are asked with the store's prompt (`short`), to an end of sequence or line, and with
+    their own default one (`own`), by the model's chat template if it has one, to an end of sequence. The store's modes
+    are asked as `ask` serves them, `rag, zero-shot` without the tuned reader. Passages are given whole, no splitter is
+    used. Every part is added to one system after another and every question asked in every way, in another order each
+    time.
 
     Args:
         data: questions in the QA row format, `.jsonl` or `.jsonl.gz`.
@@ -97,10 +98,11 @@ def run_peers(
 
     Returns: `rows` of {method, prompt, k, given, n, em, em_ci, f1, f1_ci, holds, holds_ci, words, answer_s,
         answer_s_quartiles, peak_bytes}: `given` is the share of questions whose gold passage is behind the answer,
-        `holds` that of answers which hold an accepted one, `words` their mean length, `answer_s` the median seconds of
-        a question, search included; `ingest` of {method, passages, passages_per_s, peak_bytes, size_bytes}; `ratios`
-        {name, ratio, low, high} of seconds; `passages`, `questions`, `device`, `seconds`. `peak_bytes` is the most
-        memory of the system's process, models included.
+        `em` and `f1` are of the first line of an answer, `holds` is the share of those that hold an accepted one
+        anywhere, `words` their mean length, `answer_s` the median seconds of a question, search included; `ingest` of
+        {method, passages, passages_per_s, peak_bytes, size_bytes}; `ratios` of seconds, {name, ratio, low, high};
+        `passages`, `questions`, `device`, `seconds`. `peak_bytes` is the most memory of the system's process, models
+        included.
 
     Raises:
         ConfigError: the extra `peers` is not installed, no question with a passage, a corpus without passages or fewer
@@ -213,7 +215,7 @@ class _Run:
             "prompt": way[1],
             "k": self.config.top_k,
             "given": sum(are_given) / len(are_given),
-            **scored(texts, accepted, self.config.seed),
+            **scored([text.strip().split("\n", 1)[0] for text in texts], accepted, self.config.seed),
             **share("holds", holds, self.config.seed),
             "words": float(np.mean([len(text.split()) for text in texts])),
             "answer_s": float(quartiles[1]),

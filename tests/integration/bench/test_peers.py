@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from knowstore._answering import prompt_of
@@ -90,6 +94,36 @@ def test_a_peer_reads_what_is_nearest_and_decodes_as_the_store_does(
     assert told.text == expected.text != ""
 
     assert system.ask(QUESTION, "own").passage_ids == told.passage_ids
+
+
+@needs_peers
+@theirs
+@pytest.mark.parametrize("make", [systems.langchain, systems.llama_index])
+def test_a_peers_own_prompt_follows_the_chat_template(
+    make: Callable[[SystemConfig], System],
+    tiny_models: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_models.llm, tmp_path / "chat")
+    template = "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [answer]"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template, "utf-8")
+    models = replace(tiny_models, llm=str(tmp_path / "chat"))
+    prompts: list[str] = []
+    asked = PreTrainedTokenizerFast.__call__
+
+    def noted(tokenizer: object, text: str, *arguments: object, **options: object) -> object:
+        prompts.append(text)
+        return asked(tokenizer, text, *arguments, **options)
+
+    system = make(SystemConfig(tmp_path / "peer", models, top_k=1, max_tokens=2))
+    system.add(PASSAGES[:1])
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", noted)
+    system.ask(QUESTION, "own")
+    assert re.search(rf"^\[system\].*\[user\].*{re.escape(QUESTION)}.*\[answer\]$", prompts[-1], re.DOTALL)
+    assert PASSAGES[0].text in prompts[-1]
+    system.ask(QUESTION, "short")
+    assert prompts[-1] == prompt_of(QUESTION, PASSAGES[:1]).before + prompt_of(QUESTION, ()).question
 
 
 @needs_peers
