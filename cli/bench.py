@@ -351,6 +351,43 @@ def speed(
     )
 
 
+@command(bench, example="knowstore bench peers --data qa.jsonl --corpus passages.jsonl.gz")
+def peers(
+    session: Session,
+    data: Annotated[
+        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
+    ],
+    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
+    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 40,
+    passages: Annotated[int, typer.Option(min=1, help="Passages that each system takes in.")] = 1000,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages behind an answer.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws questions, passages and the order of everything.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for peers.json and, with the extra `plots`, peers.png.")
+    ] = None,
+) -> None:
+    """Compare with LangChain and LlamaIndex on LanceDB, which the extra `peers` installs; needs no store.
+
+    All have the same retriever and language model, decode in the same way, and run in a process of their own. Prompt
+    `own` is a peer's default, `short` that of knowstore. A ratio A over B is the time of A divided by that of B.
+    """
+    from knowstore.bench import PeersConfig, plot_peers, run_peers
+
+    session.kept = "nothing, for a measurement changes nothing"
+    config = PeersConfig(limit=limit, n_passages=passages, top_k=top_k, seed=seed)
+    found: dict[str, Any] = run_peers(
+        data, corpus, models=session.model_config(), config=config, on_progress=session.output.progress
+    )
+    _keep(session, output, "peers", found, lambda path: plot_peers(found, path))
+    if not session.output.is_plain:
+        session.output.result(found, "")
+        return
+    for name, title in (("rows", "Answers"), ("ingest", "Ingest"), ("ratios", "Ratios of times")):
+        rows = [{key: _cell(value) for key, value in row.items()} for row in found[name]]
+        session.output.table(rows, [key for key in rows[0] if not key.endswith("_quartiles")], title=title)
+    session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
+
+
 @command(bench, example="knowstore bench ask --questions qa.jsonl --limit 50")
 def ask(
     session: Session,

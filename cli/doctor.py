@@ -29,6 +29,10 @@ _EXTRAS = {
     "docs": (("pypdf", "python-docx", "beautifulsoup4"), "PDF, Word and HTML files"),
     "plots": (("matplotlib",), "pictures of benches and of training runs"),
     "baselines": (("peft",), "FT-LoRA of `knowstore bench methods`"),
+    "peers": (
+        ("langchain-core", "langchain-lancedb", "llama-index-core", "llama-index-vector-stores-lancedb"),
+        "LangChain and LlamaIndex in `knowstore bench peers`",
+    ),
     "ray": (("ray", "pylance"), "ingest on many cores or machines"),
 }
 _FREE_BYTES = 2_000_000_000

@@ -10,19 +10,31 @@ from knowstore.bench.latency import run_ask
 from knowstore.bench.layers import LayersConfig, run_layers
 from knowstore.bench.locality import run_locality
 from knowstore.bench.methods import run_methods
-from knowstore.bench.plots import plot_answers, plot_controls, plot_layers, plot_methods, plot_speed, plot_training
+from knowstore.bench.peers import PeersConfig, lacking_peers, run_peers
+from knowstore.bench.plots import (
+    plot_answers,
+    plot_controls,
+    plot_layers,
+    plot_methods,
+    plot_peers,
+    plot_speed,
+    plot_training,
+)
 from knowstore.bench.reranking import run_rerank
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
     "EditsConfig",
     "LayersConfig",
+    "PeersConfig",
     "SpeedConfig",
     "can_plot",
+    "lacking_peers",
     "plot_answers",
     "plot_controls",
     "plot_layers",
     "plot_methods",
+    "plot_peers",
     "plot_speed",
     "plot_training",
     "read_unrelated",
@@ -34,6 +46,7 @@ __all__ = [
     "run_layers",
     "run_locality",
     "run_methods",
+    "run_peers",
     "run_rerank",
     "run_speed",
 ]

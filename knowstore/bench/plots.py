@@ -240,6 +240,43 @@ def _percent_spread(rows: Sequence[Mapping[str, Any]], score: str) -> list[list[
     return _spread([100 * row[score] for row in rows], limits)
 
 
+def plot_peers(found: Mapping[str, Any], path: Path) -> None:
+    """Draw what `run_peers` found: exact answers and answers that hold an accepted one with 95 % intervals, seconds of
+    a question with quartiles, the peak of memory, and passages that are taken in a second.
+
+    Args:
+        found: as `run_peers` gives it.
+        path: where to; the suffix says the format.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    rows, ingest = found["rows"], found["ingest"]
+    names = [f"{row['method']}, own prompt" if row["prompt"] == "own" else row["method"] for row in rows]
+    figure = new_figure(14.0, 1.6 + 0.4 * len(rows))
+    scores, seconds, memory, rates = figure.subplots(1, 4, width_ratios=(4, 3, 3, 3))
+    for place, (score, label) in enumerate((("em", "exact"), ("holds", "holds the answer"))):
+        places = [row + 0.4 * place - 0.2 for row in range(len(rows))]
+        scores.barh(
+            places, [100 * row[score] for row in rows], 0.4, xerr=_percent_spread(rows, score), label=label,
+            color=_COLOURS[("gold", "none")[place]], error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )  # fmt: skip
+    scores.set_xlabel("% of answers, with 95 % intervals")
+    scores.legend(fontsize=8)
+    taken = [row["answer_s"] for row in rows]
+    spread = _spread(taken, [row["answer_s_quartiles"] for row in rows])
+    seconds.barh(range(len(rows)), taken, 0.6, xerr=spread, color=_COLOURS["shuffled"])
+    seconds.set_xlabel("seconds for an answer, with quartiles")
+    memory.barh(range(len(rows)), [(row["peak_bytes"] or 0) / 1e9 for row in rows], 0.6, color=_COLOURS["static"])
+    memory.set_xlabel("most memory while answering, GB")
+    rates.barh(range(len(ingest)), [row["passages_per_s"] for row in ingest], 0.6, color=_COLOURS["static"])
+    rates.set_xlabel("passages taken in a second")
+    for axes, labels in ((scores, names), (seconds, None), (memory, None), (rates, [row["method"] for row in ingest])):
+        axes.set_yticks(range(len(ingest if axes is rates else rows)), labels or [""] * len(rows), fontsize=8)
+        axes.invert_yaxis()
+    figure.savefig(path)
+
+
 def plot_training(log: Path, path: Path) -> None:
     """Draw the curves of a training log: the loss, smoothed, and what was measured on questions kept out.
 
