@@ -17,7 +17,7 @@ from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.baselines import EditRow, Method
 from knowstore.bench.memory import PeakMemory
 from knowstore.bench.scoring import scored, share
-from knowstore.bench.teaching import TaughtCase, ask_taught, cases_of, ready_methods, usable_names, ways_of
+from knowstore.bench.teaching import AskedCases, TaughtCase, cases_of, ready_methods, usable_names, ways_of
 from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.evaluation import normalise
 
@@ -55,6 +55,7 @@ def run_methods(
     limit: int = 100,
     seed: int = 0,
     max_tokens: int = 32,
+    n_steps: int = 500,
     cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
     on_found: OnFound | None = None,
@@ -69,6 +70,7 @@ def run_methods(
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
         is_sequential: teach everything before asking, in place of one row at a time.
         limit: rows of each file, drawn with `seed`.
+        n_steps: train the networks of MEND and MALMEN.
         on_found: called with what was found so far each time that a method is done with a file.
         cache_dir: where prepared statistics are kept; None is the user's cache.
 
@@ -86,7 +88,8 @@ def run_methods(
     started = time.perf_counter()
     names = methods or usable_names(corpus, train)
     ready = ready_methods(
-        data, names, corpus=corpus, train=train, models=models, limit=limit, seed=seed, cache_dir=cache_dir,
+        data, names, corpus=corpus, train=train, models=models, limit=limit, seed=seed, n_steps=n_steps,
+        cache_dir=cache_dir,
         on_progress=on_progress,
     )  # fmt: skip
     setting: Setting = "sequential" if is_sequential else "single"
@@ -168,9 +171,12 @@ class _Bench:
                 for first in range(0, len(cases), _BATCH):
                     part = cases[first : first + _BATCH]
                     for is_rag in ways_of(method):
-                        told = ask_taught(self.models, edited, part, self.generation, is_rag=is_rag)
-                        cost.answer_s[is_rag] += told.seconds
-                        for case, text, score in zip(part, told.texts, told.forced, strict=True):
+                        started = time.perf_counter()
+                        asked = AskedCases.of(edited, part, is_rag=is_rag)
+                        texts = asked.write(self.models.llm, self.generation)
+                        cost.answer_s[is_rag] += time.perf_counter() - started
+                        forced = asked.force(self.models.llm, self.generation)
+                        for case, text, score in zip(part, texts, forced, strict=True):
                             yield _Answered(case, text, score, is_rag)
                     steps.done(part[-1].row + 1)
 

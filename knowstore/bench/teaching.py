@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from knowstore._answering import prompt_of
 from knowstore._loaded import LoadedModels, OnProgress
@@ -16,6 +17,7 @@ from knowstore.baselines import (
     EditRow,
     Method,
     Resources,
+    Served,
     draw_edits,
     load_edits,
     make_method,
@@ -25,6 +27,9 @@ from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.models.files import default_cache_dir
 from knowstore.records import MountedExpert, Passage
+
+if TYPE_CHECKING:
+    from knowstore.experts import Experts, FrozenLLM, Prompt
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ def ready_methods(
     models: ModelConfig | None,
     limit: int,
     seed: int,
+    n_steps: int,
     cache_dir: Path | None,
     on_progress: OnProgress | None,
 ) -> ReadyMethods:
@@ -52,6 +58,7 @@ def ready_methods(
 
     Args:
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
+        n_steps: train the networks of MEND and MALMEN.
 
     Raises:
         TrainingError: a file that cannot be read.
@@ -63,7 +70,7 @@ def ready_methods(
     loaded = LoadedModels(config, on_progress=on_progress)
     every = [(path.name, load_edits(path)) for path in data]
     kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
-    resources = Resources(loaded, corpus, train, kept_out, cache_dir=cache_dir or default_cache_dir())
+    resources = Resources(loaded, corpus, train, kept_out, n_steps=n_steps, cache_dir=cache_dir or default_cache_dir())
     chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *names])]
     sets = [(name, draw_edits(rows, limit, seed)) for name, rows in every]
     for name, rows in sets:
@@ -115,39 +122,38 @@ def cases_of(rows: Sequence[EditRow], group: Sequence[int]) -> list[TaughtCase]:
 
 
 @dataclass(frozen=True)
-class TaughtAnswers:
-    """For each case what the LLM writes alone, and how long choosing, mounting and writing took; and the teacher-forced
-    score of the first accepted answer (`experts.forced_scores`)."""
+class AskedCases:
+    """Cases as they are put to an LLM that was taught: their prompts, and what is mounted at `layer`."""
 
-    texts: list[str]
-    seconds: float
-    forced: list[float]
+    cases: Sequence[TaughtCase]
+    prompts: list[Prompt]
+    experts: Experts | None
+    layer: int
 
+    @classmethod
+    def of(cls, edited: Edited, cases: Sequence[TaughtCase], *, is_rag: bool) -> AskedCases:
+        """With `is_rag` passages stand in the prompts, those that the method found or else those of the cases."""
+        asked = [EditQuestion(case.probe.question, case.edits) for case in cases]
+        served = Served() if edited.serve is None else edited.serve(asked)
+        known: list[Sequence[Passage | MountedExpert]] = [case.passages for case in cases]
+        read = known if served.passages is None else served.passages
+        prompts = [
+            prompt_of(case.probe.question, some if is_rag else ()) for case, some in zip(cases, read, strict=True)
+        ]
+        return cls(cases, prompts, served.experts, edited.layer)
 
-def ask_taught(
-    models: LoadedModels,
-    edited: Edited,
-    cases: Sequence[TaughtCase],
-    generation: GenerationConfig,
-    *,
-    is_rag: bool,
-) -> TaughtAnswers:
-    """Ask an LLM that was taught; with `is_rag` the passages stand in the prompt, those that the method found or else
-    those of the cases."""
-    from knowstore.experts import forced_scores, generate
+    def write(self, llm: FrozenLLM, generation: GenerationConfig) -> list[str]:
+        """What the LLM answers alone, greedily."""
+        from knowstore.experts import generate
 
-    started = time.perf_counter()
-    served = edited.serve([EditQuestion(case.probe.question, case.edits) for case in cases]) if edited.serve else None
-    read: Sequence[Sequence[Passage | MountedExpert]] = [case.passages for case in cases]
-    if served is not None and served.passages is not None:
-        read = served.passages
-    prompts = [prompt_of(case.probe.question, some if is_rag else ()) for case, some in zip(cases, read, strict=True)]
-    experts = None if served is None else served.experts
-    generated = generate(models.llm, prompts, experts, edited.layer, generation)
-    seconds = time.perf_counter() - started
-    answers = [case.probe.answers[0] for case in cases]
-    forced = forced_scores(models.llm, prompts, answers, experts, edited.layer, generation)
-    return TaughtAnswers([one.text for one in generated], seconds, forced)
+        return [one.text for one in generate(llm, self.prompts, self.experts, self.layer, generation)]
+
+    def force(self, llm: FrozenLLM, generation: GenerationConfig) -> list[float]:
+        """The teacher-forced scores of the first accepted answers (`experts.forced_scores`)."""
+        from knowstore.experts import forced_scores
+
+        answers = [case.probe.answers[0] for case in self.cases]
+        return forced_scores(llm, self.prompts, answers, self.experts, self.layer, generation)
 
 
 def ways_of(method: Method) -> tuple[bool, ...]:
