@@ -145,9 +145,9 @@ def sequence(
     """Teach methods the same edit batches one after another, and ask after each what it and all before it taught.
 
     Experts (`found`) and passages (`read`) are looked for among all that was taught. A method survives a batch when its
-    F1 over all questions so far is above that of the untouched model, interval and all, and the teacher-forced score
-    of what edits must leave alone is at least half of what it was; after the first batch that it does not survive it is
-    taught no more. Needs no store.
+    F1 over all questions so far is above that of the untouched model, interval and all, and the right tokens of what
+    edits must leave alone are at least half as likely as they were; after the first batch that it does not survive it
+    is taught no more. Needs no store.
     """
     from knowstore.bench import SequenceConfig, plot_sequence, run_sequence
 

@@ -111,6 +111,8 @@ def plot_sequence(found: Mapping[str, Any], path: Path) -> None:
             _draw_matrix(axes, method, found["batches"])
         for axes in cells[len(methods) :]:
             axes.set_axis_off()
+        right.supxlabel("questions of edit batch", fontsize=8)
+        right.supylabel("exact answers in % after edit batch", fontsize=8)
     figure.savefig(path)
 
 
@@ -131,7 +133,7 @@ def _draw_lives(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_xlabel(f"edit batches of {found['edits_per_batch']} that were taught; a cross: did not survive")
     axes.set_ylabel("exact answers to all questions so far in %, with 95 % intervals", fontsize=9)
     axes.set_ylim(bottom=-2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
 
 
 def _draw_matrix(axes: Axes, method: Mapping[str, Any], n_batches: int) -> None:

@@ -25,7 +25,7 @@ from knowstore.evaluation import (
 
 _BATCH = 16
 _KNOWN = ("rag", "experts")  # are told which passage answers, which cannot be forgotten
-_KEPT_SHARE = 0.5
+_MOST_LOST = math.log(2)  # nats: a token is half as likely
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def run_sequence(
 
     - it knows: over all questions so far its F1 is above that of the untouched model, the lower end of the paired
       bootstrap 95 % interval of the difference included;
-    - it speaks: the teacher-forced score of what the edits must leave alone (the neighbourhood of all rows) is at
-      least half that of the untouched model.
+    - it speaks: of what the edits must leave alone (the neighbourhood of all rows) a right token is on the geometric
+      mean at least half as likely as for the untouched model.
 
     Args:
         data: an edit set, or questions on passages, as `load_edits` reads them.
@@ -79,7 +79,7 @@ def run_sequence(
 
     Returns: `rows` of {data, method, after, n, em, em_ci, f1, f1_ci, gain, gain_ci, unrelated, injection_s, survives},
         one for each method and batch, scores from 0 to 1 over all questions so far, `gain` F1 minus that of the
-        untouched model, `unrelated` the teacher-forced score of the neighbourhood; `methods` of {method, survived, why,
+        untouched model, `unrelated` nats per token of the neighbourhood's answers; `methods` of {method, survived, why,
         matrix, matrix_f1, matrix_n, average, bwt, bwt_f1}, `survived` a number of batches, `why` empty for all of them,
         `matrix[t][i]` EM on batch i after batch t; `batches`, `edits_per_batch` and `seconds`.
 
@@ -124,11 +124,11 @@ def why_lost(gain_low: float, unrelated: float | None, untouched: float | None) 
 
     Args:
         gain_low: the lower end of the interval of F1 minus that of the untouched model.
-        unrelated, untouched: scores of what must be left alone, of the method and of the untouched model.
+        unrelated, untouched: nats per token of what must be left alone, of the method and of the untouched model.
     """
     if gain_low <= 0:
         return "it knows no more than the untouched model"
-    if unrelated is not None and untouched is not None and unrelated < _KEPT_SHARE * untouched:
+    if unrelated is not None and untouched is not None and not unrelated <= untouched + _MOST_LOST:
         return "it has lost what was to be left alone"
     return ""
 
@@ -216,7 +216,7 @@ class _Bench:
         scores = [
             score
             for asked in self._asked(method, edited, self.others)
-            for score in asked.force(self.models.llm, self.generation)
+            for score in asked.nats(self.models.llm, self.generation)
         ]
         return sum(scores) / len(scores) if scores else None
 

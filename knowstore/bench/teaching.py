@@ -152,8 +152,16 @@ class AskedCases:
         """The teacher-forced scores of the first accepted answers (`experts.forced_scores`)."""
         from knowstore.experts import forced_scores
 
-        answers = [case.probe.answers[0] for case in self.cases]
-        return forced_scores(llm, self.prompts, answers, self.experts, self.layer, generation)
+        return forced_scores(llm, self.prompts, self._firsts(), self.experts, self.layer, generation)
+
+    def nats(self, llm: FrozenLLM, generation: GenerationConfig) -> list[float]:
+        """Nats per token of the first accepted answers (`experts.forced_nats`)."""
+        from knowstore.experts import forced_nats
+
+        return forced_nats(llm, self.prompts, self._firsts(), self.experts, self.layer, generation)
+
+    def _firsts(self) -> list[str]:
+        return [case.probe.answers[0] for case in self.cases]
 
 
 def ways_of(method: Method) -> tuple[bool, ...]:

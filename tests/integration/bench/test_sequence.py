@@ -79,10 +79,16 @@ def test_a_method_that_knows_nothing_is_taught_no_more(tiny_models: ModelConfig,
 
 @pytest.mark.parametrize(
     ("gain_low", "unrelated", "said"),
-    [(0.01, 0.2, ""), (0.0, 0.4, "knows no more"), (0.01, 0.19, "left alone"), (0.01, None, "")],
+    [
+        (0.01, 4.6, ""),
+        (0.0, 4.0, "knows no more"),
+        (0.01, 4.7, "left alone"),
+        (0.01, float("nan"), "left alone"),
+        (0.01, None, ""),
+    ],
 )
 def test_a_method_survives_when_it_knows_and_speaks(gain_low: float, unrelated: float | None, said: str) -> None:
-    why = why_lost(gain_low, unrelated, 0.4)
+    why = why_lost(gain_low, unrelated, 4.0)
     assert said in why
     assert bool(said) == bool(why)
 
