@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from knowstore._loaded import LoadedModels
 from knowstore.baselines import Edit, EditQuestion, usable_methods
+from knowstore.baselines.read import ReadPassages
 from knowstore.baselines.search import TaughtSearch
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
@@ -82,6 +84,20 @@ def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny
         chosen[finds] = [one.text for one in search.choose(taught, [question])[0]]
     assert chosen[True] == [texts[0]]
     assert sorted(chosen[False]) == sorted(texts)
+
+
+def test_passages_that_were_found_are_read_with_the_reader_where_there_is_one(
+    tiny_models: ModelConfig, tiny_reader_dir: Path
+) -> None:
+    edit = Edit(Passage("Rome lies on the river Tiber in Italy.", "Rome"), ())
+    for reader in ("none", str(tiny_reader_dir)):
+        models = LoadedModels(replace(tiny_models, reader=reader))
+        with ReadPassages(models).teaching(models.llm) as teach:
+            edited = teach([edit])
+            assert edited.serve is not None
+            served = edited.serve([EditQuestion("Where does Rome lie?", (0,))])
+        assert [[one.text for one in some] for some in served.passages or ()] == [[edit.passage.text]]
+        assert (served.experts is None) == (reader == "none")
 
 
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
