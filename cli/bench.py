@@ -83,6 +83,7 @@ def methods(
     train: Annotated[
         list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
     ] = [],  # noqa: B006
+    editor_steps: Annotated[int, typer.Option(min=1, help="Training steps of the networks of mend and malmen.")] = 500,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Teach all passages one after another before asking.")
     ] = False,
@@ -107,7 +108,7 @@ def methods(
             session.output.hint(f"{name} is left out, it needs {lacks}")
     found: dict[str, Any] = run_methods(
         [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
-        limit=limit, seed=seed, methods=method, on_progress=session.output.progress,
+        limit=limit, seed=seed, methods=method, n_steps=editor_steps, on_progress=session.output.progress,
         on_found=None if output is None else lambda some: _write(output / "methods.json", some),
     )  # fmt: skip
     _keep(session, output, "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
@@ -116,6 +117,58 @@ def methods(
         return
     for rows in (found["rows"], found["costs"]):
         session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+
+
+@command(bench, example="knowstore bench sequence --data zsre_1k.jsonl.gz --method found --method read --batches 3")
+def sequence(
+    session: Session,
+    data: Annotated[
+        Path,
+        typer.Option(help="An edit set {subject, prompt, target_new, ...}, or QA rows {question, answers, passage}."),
+    ],
+    method: Annotated[
+        list[str],
+        typer.Option(help="found, read, lora, memit, mend or malmen; may be repeated. All usable if not given."),
+    ] = [],  # noqa: B006
+    corpus: Annotated[
+        list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
+    ] = [],  # noqa: B006
+    train: Annotated[
+        list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
+    ] = [],  # noqa: B006
+    editor_steps: Annotated[int, typer.Option(min=1, help="Training steps of these networks.")] = 500,
+    batches: Annotated[int, typer.Option(min=1, help="Edit batches.")] = 6,
+    edits: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 10,
+    seed: Annotated[int, typer.Option(help="Draws the rows.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for sequence.json and, with the extra `plots`, sequence.png.")
+    ] = None,
+) -> None:
+    """Teach methods the same edit batches one after another, and ask after each what it and all before it taught.
+
+    Experts (`found`) and passages (`read`) are looked for among all that was taught. A method survives a batch when its
+    F1 over all questions so far is above that of the untouched model, interval and all, and the right tokens of what
+    edits must leave alone are at least half as likely as they were; after the first batch that it does not survive it
+    is taught no more. Needs no store.
+    """
+    from knowstore.bench import SequenceConfig, plot_sequence, run_sequence
+
+    session.kept = "nothing, for a measurement changes nothing"
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        session.kept = f"what was measured so far, in {output / 'sequence.json'}"
+    found: dict[str, Any] = run_sequence(
+        data, config=SequenceConfig(batches, edits, seed, n_steps=editor_steps), methods=method, corpus=corpus,
+        train=train, models=session.model_config(), on_progress=session.output.progress,
+        on_found=None if output is None else lambda some: _write(output / "sequence.json", some),
+    )  # fmt: skip
+    _keep(session, output, "sequence", found, lambda path: plot_sequence(found, path))
+    if not session.output.is_plain:
+        session.output.result(found, "")
+        return
+    for rows, columns in ((found["rows"], None), (found["methods"], ["method", "survived", "why", "average", "bwt"])):
+        shown = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        session.output.table(shown, columns or list(rows[0]))
 
 
 @command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")
@@ -150,16 +203,19 @@ def rerank(
     limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 200,
     candidates: Annotated[int, typer.Option(min=1, help="Passages that are proposed to the reranker.")] = 20,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for rerank.json and, with the extra `plots`, rerank.png.")
+    ] = None,
 ) -> None:
     """Count how often the right passage comes first in a corpus, before and after the reranker; needs no store."""
-    from knowstore.bench import run_rerank
+    from knowstore.bench import plot_rerank, run_rerank
 
     session.kept = "nothing, for a measurement changes nothing"
     found: dict[str, Any] = run_rerank(
         data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
         on_progress=session.output.progress,
     )  # fmt: skip
-    _finish(session, found)
+    _finish(session, found, output, "rerank", plot_rerank)
     if session.output.is_plain:
         session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
 
@@ -194,19 +250,25 @@ def answers(
     corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
     top_k: Annotated[list[int] | None, typer.Option(help="Passages mounted or read; may be repeated.")] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Both mounted and read as well.")] = False,
+    answer_free: Annotated[
+        bool, typer.Option("--answer-free", help="Leave out every passage that is right or holds an accepted answer.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 100,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for answers.json and, with the extra `plots`, answers.png.")
     ] = None,
 ) -> None:
-    """Score answers whose passages are found in a corpus, with 1 to 8 of them mounted or read; needs no store."""
+    """Score answers whose passages are found in a corpus, with 1 to 8 of them mounted or read; needs no store.
+
+    With `--answer-free` the search fails on purpose: what experts and passages in the prompt do without the answer.
+    """
     from knowstore.bench import plot_answers, run_answers
 
     session.kept = "nothing, for a measurement changes nothing"
     modes: list[Mode] = ["experts", "rag", "hybrid"] if hybrid else ["experts", "rag"]
     found: dict[str, Any] = run_answers(
-        data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed,
+        data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed, is_answer_free=answer_free,
         on_progress=session.output.progress, **given(top_ks=top_k or None),
     )  # fmt: skip
     _finish(session, found, output, "answers", plot_answers)

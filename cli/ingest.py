@@ -78,7 +78,7 @@ def ingest(
         session.kept = KEPT if report.batch_id is None else _LANDED
         show_report(session.output, report, store)
         if asked is not None:
-            _keep_probes(session.output, store, asked, report)
+            keep_probes(session.output, store, asked, report)
         _finish(session, store, is_audited=audit)
     if report.failures and not (report.passages_added or report.passages_unchanged):
         raise typer.Exit(1)
@@ -97,7 +97,7 @@ def _read_probes(path: Path, *, is_strict: bool) -> ProbesFile:
     return found
 
 
-def _keep_probes(output: Output, store: KnowledgeStore, asked: ProbesFile, report: IngestReport) -> None:
+def keep_probes(output: Output, store: KnowledgeStore, asked: ProbesFile, report: IngestReport) -> None:
     """Keep the probes of a file with what was ingested, and say how many, and which rows could not be."""
     from knowstore.audits import add_probes
 

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .ingest import KEPT, show_report
+from .ingest import KEPT, keep_probes, show_report
 from .output import count
 from .registration import app, command
 from .session import Session
+
+_PROBES = "probes.jsonl"  # in an exported folder
 
 
 @command(app, example="knowstore verify")
@@ -41,12 +43,16 @@ def verify(
 def export(
     session: Session, folder: Annotated[Path, typer.Argument(help="A folder that is new or empty.", show_default=False)]
 ) -> None:
-    """Write the live passages and their experts to a folder that `knowstore import` reads."""
+    """Write the live passages, their experts and probes to a folder that `knowstore import` reads."""
+    from knowstore.audits import live_probes, write_probes
+
     with session.open() as store:
         n_passages = store.export(folder)
-    session.output.result(
-        {"folder": str(folder), "passages": n_passages}, f"{count(n_passages, 'passage')} in {folder}", [n_passages]
-    )
+        probes = live_probes(store)
+        write_probes(folder / _PROBES, probes)
+    said = " and ".join([count(n_passages, "passage"), *([count(len(probes), "probe")] if probes else [])])
+    record = {"folder": str(folder), "passages": n_passages, "probes": len(probes)}
+    session.output.result(record, f"{said} in {folder}", [n_passages])
     session.output.hint(f"read it into another store with `knowstore --store DIR import {folder}`")
 
 
@@ -57,7 +63,13 @@ def import_(
     note: Annotated[str, typer.Option(help="Kept with the edit batch.")] = "",
 ) -> None:
     """Add what `knowstore export` wrote, as one edit batch."""
+    from knowstore.audits import read_probes
+
     session.kept = KEPT
+    asked = read_probes(folder / _PROBES) if (folder / _PROBES).is_file() else None
     with session.open(create=True) as store:
-        show_report(session.output, store.import_(folder, note=note), store)
+        report = store.import_(folder, note=note)
+        show_report(session.output, report, store)
+        if asked is not None and asked.rows and store.catalog.head():
+            keep_probes(session.output, store, asked, report)
     session.output.result({}, "")

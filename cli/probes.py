@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,9 +11,6 @@ from .ingest import show_failures
 from .output import count
 from .registration import command, group
 from .session import Session
-
-if TYPE_CHECKING:
-    from knowstore.records import Probe
 
 probes = group("probes", "Questions with accepted answers that audits ask again.", "knowstore probes list")
 
@@ -58,9 +53,11 @@ def list_probes(
     session: Session, batch: Annotated[int | None, typer.Option(help="Only those of this edit batch.")] = None
 ) -> None:
     """List the probes."""
+    from knowstore.audits import probe_row
+
     with session.open() as store:
         found = [probe for probe in store.catalog.audits.probes() if batch in (None, probe.batch_id)]
-    rows = [{"id": probe.id, "batch_id": probe.batch_id, **_row(probe)} for probe in found]
+    rows = [{"id": probe.id, "batch_id": probe.batch_id, **probe_row(probe)} for probe in found]
     if session.output.is_plain:
         rows = [{**row, "answers": " | ".join(row["answers"])} for row in rows]
     session.output.listing("probes", rows, ["id", "batch_id", "kind", "question", "answers"], id_column="id")
@@ -77,7 +74,7 @@ def make(
 
     They are added to the store, or with --output written to a file to be read over and given to `probes add`.
     """
-    from knowstore.audits import add_probes, make_probes
+    from knowstore.audits import add_probes, make_probes, probe_row, write_probes
 
     session.kept = "the store as it was"
     with session.open() as store:
@@ -85,23 +82,9 @@ def make(
         if output is None:
             add_probes(store, [("", probe) for probe in made.probes])
         else:
-            _write(output, made.probes)
-    rows = [_row(probe) for probe in made.probes]
+            write_probes(output, made.probes)
+    rows = [probe_row(probe) for probe in made.probes]
     record = {"tried": made.tried, "kept": len(rows), "refused": made.refused, "probes": rows}
     lines = [f"{count(len(rows), 'probe')} kept of {made.tried:,} tried"]
     lines += [f"  {n:,} refused: {reason}" for reason, n in sorted(made.refused.items())]
     session.output.result(record, "\n".join(lines), [row["question"] for row in rows])
-
-
-def _write(path: Path, found: Sequence[Probe]) -> None:
-    path.write_text("".join(json.dumps(_row(probe), ensure_ascii=False) + "\n" for probe in found), "utf-8")
-
-
-def _row(probe: Probe) -> dict[str, Any]:
-    """A probe as a row of a probes file."""
-    return {
-        "question": probe.question,
-        "answers": list(probe.answers),
-        "kind": probe.kind,
-        "passage_id": probe.passage_id,
-    }

@@ -2,7 +2,15 @@
 
 from knowstore._drawing import can_plot
 from knowstore.audits.making import MadeProbes, make_probes
-from knowstore.audits.probes import ProbesFile, ProbesReport, add_probes, read_probes
+from knowstore.audits.probes import (
+    ProbesFile,
+    ProbesReport,
+    add_probes,
+    live_probes,
+    probe_row,
+    read_probes,
+    write_probes,
+)
 from knowstore.audits.report import write_report
 from knowstore.audits.results import summarise
 from knowstore.audits.roles import Selection
@@ -15,9 +23,12 @@ __all__ = [
     "Selection",
     "add_probes",
     "can_plot",
+    "live_probes",
     "make_probes",
+    "probe_row",
     "read_probes",
     "run_audit",
     "summarise",
+    "write_probes",
     "write_report",
 ]

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from knowstore.audits.results import Figures, measure, summarise
 from knowstore.audits.roles import FACTS
-from knowstore.models import ROLES
+from knowstore.models import ROLES, UnresolvedModel, listing
 from knowstore.records import Audit, Mode, Probe, ProbeAnswer
 from knowstore.store import KnowledgeStore
 
@@ -52,10 +52,17 @@ def gather(store: KnowledgeStore) -> Row:
     return {
         "store": store.layout.location,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "models": {role: str(getattr(store.models.config, role)) for role in ROLES},
+        "models": _model_names(store),
         "batches": _batches(store, probes),
         "modes": modes,
     }  # fmt: skip
+
+
+def _model_names(store: KnowledgeStore) -> dict[str, str]:
+    """By role the name of the model that the store is opened with, its reference where that stands for nothing here."""
+    references = {role: str(getattr(store.models.config, role)) for role in ROLES}
+    found = listing(references, cache_dir=store.models.cache_dir)
+    return {one.role: one.reference if isinstance(one, UnresolvedModel) else one.name for one in found}
 
 
 def _mode(
@@ -147,6 +154,7 @@ def _question(probe: Probe, seen: _Seen, probes: Mapping[int, Probe], titles: Ma
         "now": now.text,
         "now_em": now.em,
         "now_f1": now.f1,
+        "untouched": now.untouched,
         "rank": now.rank,
         "experts": [
             {"passage_id": passage_id, "weight": weight, "batch_id": batch, "title": titles.get(passage_id, passage_id)}

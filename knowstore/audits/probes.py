@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from knowstore.errors import CatalogError, SourceError
 from knowstore.records import Probe, ProbeKind, SourceFailure
@@ -55,6 +55,28 @@ def read_probes(path: Path) -> ProbesFile:
         if len(failures) >= _MAX_FAILURES:
             raise _unreadable(path, f"given up after {len(failures):,} rows that are no probes, the last: {found}")
     return ProbesFile(tuple(rows), tuple(failures))
+
+
+def write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    """Write probes as the rows that `read_probes` reads."""
+    path.write_text("".join(json.dumps(probe_row(probe)) + "\n" for probe in probes), "utf-8")
+
+
+def probe_row(probe: Probe) -> dict[str, Any]:
+    """A probe as a row of a probes file."""
+    return {
+        "question": probe.question,
+        "answers": list(probe.answers),
+        "kind": probe.kind,
+        "passage_id": probe.passage_id,
+    }
+
+
+def live_probes(store: KnowledgeStore) -> list[Probe]:
+    """The probes that can be asked wherever the live passages are: of these, and of no passage."""
+    probes = store.catalog.audits.probes()
+    live = store.catalog.live_ids({probe.passage_id for probe in probes if probe.passage_id is not None})
+    return [probe for probe in probes if probe.passage_id is None or probe.passage_id in live]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -18,12 +18,16 @@ from knowstore.store import KnowledgeStore
 
 _COLUMNS = (
     "mode", "batch_id", "probe_id", "kind", "state", "question", "answers", "newer_answers", "then_after", "then",
-    "then_em", "then_f1", "now_after", "now", "now_em", "now_f1", "rank", "experts",
+    "then_em", "then_f1", "now_after", "now", "now_em", "now_f1", "untouched", "rank", "experts",
 )  # fmt: skip
 _CURVES = {
     "em": "exact answers", "f1": "F1", "locality": "unrelated, as before", "newer": "newer beats older",
     "leaked": "removed, still told",
 }  # fmt: skip
+_UNEVEN = (
+    "Some audits asked more probes of a batch than others: the matrix, the curves and BWT compare different questions, "
+    "the change of the same probes does not."
+)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
 
 
@@ -80,6 +84,7 @@ def render_html(found: Row, *, n_questions: int) -> str:
             **mode,
             "figures": [Markup(figure) for figure in _figures(mode)],
             "by_batch": _by_batch(mode, n_questions),
+            "uneven": _UNEVEN if _is_uneven(mode) else "",
         }
         for mode in found["modes"]
     ]
@@ -103,13 +108,19 @@ def _last_of_each_batch(trend: Sequence[Row]) -> list[Row]:
     return list({point["batch_id"]: point for point in trend}.values())
 
 
+def _is_uneven(mode: Row) -> bool:
+    """Whether some batch was asked with other numbers of probes at other times."""
+    return any(len({n for n in column if n}) > 1 for column in zip(*mode["matrix_n"], strict=True))
+
+
 def _by_batch(mode: Row, n_questions: int) -> list[Row]:
-    """For each batch its figures and the questions to show: lost ones first, then those answered wrong."""
+    """For each batch its figures and the questions to show: lost ones first, then those answered wrong; those that no
+    passage is to answer come last."""
     out = []
     for batch_id in sorted({question["batch_id"] for question in mode["questions"]}):
         questions = [question for question in mode["questions"] if question["batch_id"] == batch_id]
         current = [one for one in questions if one["state"] == "current" and one["kind"] != "locality"]
-        order = sorted(questions, key=lambda one: (one["now_em"] - one["then_em"], one["now_em"]))
+        order = sorted(questions, key=_urgency)
         out.append(
             {
                 "batch_id": batch_id,
@@ -123,6 +134,10 @@ def _by_batch(mode: Row, n_questions: int) -> list[Row]:
             }
         )
     return out
+
+
+def _urgency(question: Row) -> tuple[bool, float, float]:
+    return question["kind"] == "locality", question["now_em"] - question["then_em"], question["now_em"]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -158,6 +173,8 @@ def render_markdown(found: Row) -> str:
             *_markdown_table(("figure", "value", "95 %", "n"), headlines(mode)),
             "",
         ]
+        if _is_uneven(mode):
+            lines += [_UNEVEN, ""]
         if mode["new_models"]:
             batches = " and ".join(str(batch) for batch in mode["new_models"])
             lines += [

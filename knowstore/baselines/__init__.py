@@ -2,7 +2,7 @@
 edit sets."""
 
 from knowstore.baselines.choice import METHODS, Resources, make_method, usable_methods
-from knowstore.baselines.edits import Edit, Edited, EditProbe, EditQuestion, EditRow, Method, TaughtFact
+from knowstore.baselines.edits import Edit, Edited, EditProbe, EditQuestion, EditRow, Method, Served, TaughtFact, Teach
 from knowstore.baselines.editsets import draw_edits, load_edits
 
 __all__ = [
@@ -14,7 +14,9 @@ __all__ = [
     "Edited",
     "Method",
     "Resources",
+    "Served",
     "TaughtFact",
+    "Teach",
     "draw_edits",
     "load_edits",
     "make_method",

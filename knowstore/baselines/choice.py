@@ -14,6 +14,7 @@ from knowstore.baselines.edits import EditRow, Method
 from knowstore.baselines.editsets import load_edits
 from knowstore.baselines.mounted import MountedExperts
 from knowstore.baselines.prompted import Unedited
+from knowstore.baselines.read import ReadPassages
 from knowstore.errors import ConfigError
 from knowstore.training import read_passages
 
@@ -114,6 +115,7 @@ METHODS: Mapping[str, Callable[[Resources], Method]] = {
     "rag": lambda _resources: Unedited("rag", keeps_passages=True),
     "experts": lambda resources: MountedExperts(resources.models),
     "found": lambda resources: MountedExperts(resources.models, finds_passages=True),
+    "read": lambda resources: ReadPassages(resources.models),
     "lora": _lora,
     "memit": _memit,
     "mend": _mend,

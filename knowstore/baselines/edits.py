@@ -16,6 +16,7 @@ from knowstore.records import Passage
 if TYPE_CHECKING:
     from knowstore._loaded import OnProgress
     from knowstore.experts import Experts, FrozenLLM
+    from knowstore.records import MountedExpert
 
 Kind = Literal["efficacy", "paraphrase", "unseen", "portability", "neighbourhood"]
 """What a probe asks: the fact as it was taught, the same in other words, something else that the passage says,
@@ -76,20 +77,33 @@ class EditQuestion:
 
 
 @dataclass(frozen=True)
+class Served:
+    """What B questions are answered with: experts to mount, and for each question the passages that the method itself
+    puts in the prompt; None where it has none or leaves that to the caller."""
+
+    experts: Experts | None = None
+    passages: Sequence[Sequence[MountedExpert]] | None = None
+
+
+@dataclass(frozen=True)
 class Edited:
     """A frozen LLM that knows edits.
 
     Args:
-        seconds: what teaching them took, all together.
-        kept_bytes: what must be kept to have the edits again, all together.
-        experts: what to mount for B questions, of a method that mounts; None where the weights know.
-        layer: 0-based block of these experts.
+        seconds: what teaching the last of them took, those that were given together.
+        kept_bytes: what must be kept to have all edits so far again.
+        serve: what B questions are answered with, of a method that mounts or reads; None where the weights know.
+        layer: 0-based block of its experts.
     """
 
     seconds: float
     kept_bytes: int
-    experts: Callable[[Sequence[EditQuestion]], Experts | None] | None = None
+    serve: Callable[[Sequence[EditQuestion]], Served] | None = None
     layer: int = 0
+
+
+Teach = Callable[[Sequence[Edit]], Edited]
+"""Teaches edits one after another, behind those that it was given before."""
 
 
 class Method(Protocol):
@@ -104,6 +118,6 @@ class Method(Protocol):
         """Do once, before any edit, what the method needs for this LLM: statistics, a trained editor."""
         ...
 
-    def edit(self, llm: FrozenLLM, edits: Sequence[Edit]) -> AbstractContextManager[Edited]:
-        """Teach the edits one after another; after the `with` block the LLM is bit for bit what it was."""
+    def teaching(self, llm: FrozenLLM) -> AbstractContextManager[Teach]:
+        """Begin with the untouched LLM; after the `with` block it is bit for bit what it was."""
         ...

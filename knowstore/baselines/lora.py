@@ -2,8 +2,8 @@
 
     W x + (alpha / r) B A x        A (r, in) random, B (out, r) zero at first
 
-The adapter starts anew for each list of edits and is trained on them in turn: within an edit the steps alternate
-between its facts and its passage, and end early once the facts' loss is small.
+The adapter starts anew with each block of teaching and is trained on its edits in turn: within an edit the steps
+alternate between its facts and its passage, and end early once the facts' loss is small.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from knowstore._loaded import OnProgress
-from knowstore.baselines.edits import Edit, Edited
+from knowstore.baselines.edits import Edit, Edited, Teach
 from knowstore.baselines.sequences import fact_sequence, passage_sequence, writing_loss
 from knowstore.errors import ConfigError
 from knowstore.experts import FrozenLLM
@@ -52,22 +52,28 @@ class Lora:
         _peft()
 
     @contextmanager
-    def edit(self, llm: FrozenLLM, edits: Sequence[Edit]) -> Iterator[Edited]:
+    def teaching(self, llm: FrozenLLM) -> Iterator[Teach]:
         """Train an adapter on the edits in turn; it is taken off after the block."""
         peft = _peft()
-        started = time.perf_counter()
         config = peft.LoraConfig(r=self.settings.rank, lora_alpha=self.settings.alpha, lora_dropout=0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             tuner = peft.LoraModel(llm.model, config, "default")
         try:
             adapter = [parameter for parameter in llm.model.parameters() if parameter.requires_grad]
-            for edit in edits:
-                self._train(llm, adapter, edit)
-            for parameter in adapter:
-                parameter.requires_grad_(False)
             kept = sum(parameter.numel() * parameter.element_size() for parameter in adapter)
-            yield Edited(time.perf_counter() - started, kept)
+
+            def teach(edits: Sequence[Edit]) -> Edited:
+                started = time.perf_counter()
+                for parameter in adapter:
+                    parameter.requires_grad_(True)
+                for edit in edits:
+                    self._train(llm, adapter, edit)
+                for parameter in adapter:
+                    parameter.requires_grad_(False)
+                return Edited(time.perf_counter() - started, kept)
+
+            yield teach
         finally:
             tuner.unload()
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from knowstore._loaded import OnProgress
-from knowstore.baselines.edits import Edit, Edited, TaughtFact
+from knowstore.baselines.edits import Edit, Edited, TaughtFact, Teach
 from knowstore.baselines.sequences import TokenRow, essence_row, fact_sequence, logits_of, row_losses
 from knowstore.baselines.statistics import CorpusSample, key_moments
 from knowstore.baselines.weights import down_projection, hooked, inputs_of, restoring, run_through
@@ -96,13 +96,19 @@ class Memit:
         self._moments = key_moments(llm, self.settings.layers, self.sample, on_progress)
 
     @contextmanager
-    def edit(self, llm: FrozenLLM, edits: Sequence[Edit]) -> Iterator[Edited]:
+    def teaching(self, llm: FrozenLLM) -> Iterator[Teach]:
         """Write the edits' facts into the weights; these are put back after the block."""
         projections = {layer: down_projection(llm.model, layer) for layer in self.settings.layers}
-        with restoring([*(projection.weight for projection in projections.values())]):
+        kept = 0
+
+        def teach(edits: Sequence[Edit]) -> Edited:
+            nonlocal kept
             started = time.perf_counter()
-            kept = sum(self._write(llm, projections, edit.facts) for edit in edits)
-            yield Edited(time.perf_counter() - started, kept)
+            kept += sum(self._write(llm, projections, edit.facts) for edit in edits)
+            return Edited(time.perf_counter() - started, kept)
+
+        with restoring([*(projection.weight for projection in projections.values())]):
+            yield teach
 
     def _write(self, llm: FrozenLLM, projections: dict[int, nn.Linear], facts: Sequence[TaughtFact]) -> int:
         """Write facts into the weights; returns the bytes of the change as R_l and the factor that it multiplies."""

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from knowstore.baselines.edits import Edit, Edited
+from knowstore.baselines.edits import Edit, Edited, Teach
 from knowstore.prompts import passages_prompt
+from knowstore.records import Passage
 
 if TYPE_CHECKING:
     from knowstore._loaded import OnProgress
@@ -26,7 +27,18 @@ class Unedited:
         """Nothing is needed."""
 
     @contextmanager
-    def edit(self, llm: FrozenLLM, edits: Sequence[Edit]) -> Iterator[Edited]:
+    def teaching(self, llm: FrozenLLM) -> Iterator[Teach]:
         """Leave the LLM alone."""
-        texts = [passages_prompt([(edit.passage.title, edit.passage.text)]) for edit in edits]
-        yield Edited(0.0, sum(len(text.encode()) for text in texts) if self.keeps_passages else 0)
+        n_bytes = 0
+
+        def teach(edits: Sequence[Edit]) -> Edited:
+            nonlocal n_bytes
+            n_bytes += sum(text_bytes(edit.passage) for edit in edits) if self.keeps_passages else 0
+            return Edited(0.0, n_bytes)
+
+        yield teach
+
+
+def text_bytes(passage: Passage) -> int:
+    """The bytes of a passage as it stands in a prompt."""
+    return len(passages_prompt([(passage.title, passage.text)]).encode())

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from knowstore._loaded import OnProgress
 from knowstore.baselines.cache import TensorCache
 from knowstore.baselines.editor import EditorShape, GradientEditor, Rule
-from knowstore.baselines.edits import Edit, Edited, EditRow, Kind, TaughtFact
+from knowstore.baselines.edits import Edit, Edited, EditRow, Kind, TaughtFact, Teach
 from knowstore.baselines.gradients import GradientFactors, changed_by, gradient_factors
 from knowstore.baselines.sequences import TokenRow, fact_sequence, logits_of, writing_loss
 from knowstore.baselines.weights import down_projection, restoring
@@ -94,22 +94,33 @@ class TrainedEditor:
         self._editor = editor.requires_grad_(False)
 
     @contextmanager
-    def edit(self, llm: FrozenLLM, edits: Sequence[Edit]) -> Iterator[Edited]:
+    def teaching(self, llm: FrozenLLM) -> Iterator[Teach]:
         """Change the weights by one edit after another; they are put back after the block."""
         if self._editor is None:
             self.prepare(llm)
         assert self._editor is not None
-        maps, n_bytes = self._maps(llm), 0
-        with restoring([*(one.weight for one in maps)]):
+        editor, maps, n_bytes = self._editor, self._maps(llm), 0
+
+        def teach(edits: Sequence[Edit]) -> Edited:
+            nonlocal n_bytes
             started = time.perf_counter()
-            for edit in edits:
-                if edit.facts:
-                    found = gradient_factors(llm, [fact_sequence(llm, fact) for fact in edit.facts], maps)
-                    with torch.no_grad():
-                        for one, change in zip(maps, self._editor.changes(found, self.rule), strict=True):
-                            one.weight += change.to(one.weight.dtype)
-                    n_bytes += sum(_FLOAT32_BYTES * (one.u.numel() + one.delta.numel()) for one in found)
-            yield Edited(time.perf_counter() - started, n_bytes)
+            n_bytes += sum(self._write(llm, editor, maps, edit.facts) for edit in edits)
+            return Edited(time.perf_counter() - started, n_bytes)
+
+        with restoring([*(one.weight for one in maps)]):
+            yield teach
+
+    def _write(
+        self, llm: FrozenLLM, editor: GradientEditor, maps: Sequence[nn.Linear], facts: Sequence[TaughtFact]
+    ) -> int:
+        """Change the weights so that they know facts; returns the bytes of the gradient's factors."""
+        if not facts:
+            return 0
+        found = gradient_factors(llm, [fact_sequence(llm, fact) for fact in facts], maps)
+        with torch.no_grad():
+            for one, change in zip(maps, editor.changes(found, self.rule), strict=True):
+                one.weight += change.to(one.weight.dtype)
+        return sum(_FLOAT32_BYTES * (one.u.numel() + one.delta.numel()) for one in found)
 
     def _maps(self, llm: FrozenLLM) -> list[nn.Linear]:
         return [down_projection(llm.model, llm.n_layers - 1 - place) for place in range(self.settings.n_layers)]

@@ -9,24 +9,27 @@ from knowstore.bench.edits import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.latency import run_ask
 from knowstore.bench.layers import LayersConfig, run_layers
 from knowstore.bench.locality import run_locality
+from knowstore.bench.method_plots import plot_methods, plot_sequence
 from knowstore.bench.methods import run_methods
 from knowstore.bench.peers import PeersConfig, lacking_peers, run_peers
 from knowstore.bench.plots import (
     plot_answers,
     plot_controls,
     plot_layers,
-    plot_methods,
     plot_peers,
+    plot_rerank,
     plot_speed,
     plot_training,
 )
 from knowstore.bench.reranking import run_rerank
+from knowstore.bench.sequence import SequenceConfig, run_sequence
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
     "EditsConfig",
     "LayersConfig",
     "PeersConfig",
+    "SequenceConfig",
     "SpeedConfig",
     "can_plot",
     "lacking_peers",
@@ -35,6 +38,8 @@ __all__ = [
     "plot_layers",
     "plot_methods",
     "plot_peers",
+    "plot_rerank",
+    "plot_sequence",
     "plot_speed",
     "plot_training",
     "read_unrelated",
@@ -48,5 +53,6 @@ __all__ = [
     "run_methods",
     "run_peers",
     "run_rerank",
+    "run_sequence",
     "run_speed",
 ]

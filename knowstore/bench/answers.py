@@ -1,4 +1,5 @@
-"""Answers end to end: a whole corpus is searched, and 1 to K of its passages are mounted or read (Figure 4)."""
+"""Answers end to end: a whole corpus is searched, and 1 to K of its passages are mounted or read (Figure 4); or those
+of them that do not hold the answer (Table 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from knowstore.bench.asking import GeneratedExperts, answer_all
 from knowstore.bench.corpus import GoldQuestion, load_corpus, text_key
 from knowstore.bench.scoring import scored
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
-from knowstore.records import Hit, Mode, Passage
+from knowstore.evaluation import holds_answer
+from knowstore.records import Hit, Mode, MountedExpert, Passage
 
 
 def run_answers(
@@ -28,6 +30,7 @@ def run_answers(
     limit: int = 100,
     seed: int = 0,
     max_tokens: int = 32,
+    is_answer_free: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, object]:
     """Ask questions whose passages are looked for among a corpus and the passages of all questions of the file.
@@ -42,10 +45,13 @@ def run_answers(
         top_ks: how many passages are mounted or read.
         modes: of `ask`.
         limit: how many questions are asked, drawn with `seed`.
+        is_answer_free: of what the search finds, leave out the gold passage and all that hold an accepted answer as
+            whole words: the paper's failed retrieval, in which only what experts or reading add without the answer, and
+            the null option, can help.
 
-    Returns: `passages`, `questions`, `seconds`, and `rows` of {method, k, given, n, em, em_ci, f1, f1_ci}; `given` is
-        the share of questions whose gold passage is among those mounted or read, scores are from 0 to 1 with
-        bootstrap 95 % intervals.
+    Returns: `passages`, `questions`, `seconds`, and `rows` of {method, k, given, held, n, em, em_ci, f1, f1_ci};
+        `given` is the share of questions whose gold passage is among those mounted or read, `held` the share with a
+        passage among them that holds an accepted answer, scores are from 0 to 1 with bootstrap 95 % intervals.
 
     Raises:
         TrainingError: a file that cannot be read.
@@ -64,7 +70,9 @@ def run_answers(
         reader = Reader(table, bank, loaded, served, generation, TABLE_BATCH)
         hits = []
         for step, one in enumerate(asked):
-            hits.append(reader.retrieve(one.question, None, Timer()))
+            found = reader.retrieve(one.question, None, Timer())
+            kept = [hit for hit in found if not (_is_gold(one, hit) or _holds_answer(one, hit))]
+            hits.append(kept if is_answer_free else found)
             bank.read(hits[-1])
             if on_progress is not None:
                 on_progress("searching", step + 1, len(asked))
@@ -97,13 +105,21 @@ class _Bench:
         mode = cast(Mode, method.split(",")[0]) if retrieval is not None else "experts"
         questions = [one.question for one in self.asked]
         texts = answer_all(reader, questions, chosen, mode, is_static=method == "static")
-        are_given = [
-            any(text_key(Passage(one.text, one.title)) == text_key(asked.passage) for one in some)
-            for asked, some in zip(self.asked, chosen, strict=True)
-        ]
+        pairs = list(zip(self.asked, chosen, strict=True))
+        are_given = [any(_is_gold(asked, one) for one in some) for asked, some in pairs]
+        are_held = [any(_holds_answer(asked, one) for one in some) for asked, some in pairs]
         return {
             "method": method,
             "k": 0 if retrieval is None else retrieval.top_k,
             "given": sum(are_given) / len(are_given),
+            "held": sum(are_held) / len(are_held),
             **scored(texts, [one.answers for one in self.asked], self.seed),
         }
+
+
+def _is_gold(asked: GoldQuestion, one: Hit | MountedExpert) -> bool:
+    return text_key(Passage(one.text, one.title)) == text_key(asked.passage)
+
+
+def _holds_answer(asked: GoldQuestion, one: Hit | MountedExpert) -> bool:
+    return holds_answer(f"{one.title} {one.text}", asked.answers)

@@ -9,31 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from knowstore._answering import prompt_of
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.baselines import (
-    Edited,
-    EditProbe,
-    EditQuestion,
-    EditRow,
-    Method,
-    Resources,
-    draw_edits,
-    load_edits,
-    make_method,
-    usable_methods,
-)
+from knowstore.baselines import EditRow, Method
 from knowstore.bench.memory import PeakMemory
 from knowstore.bench.scoring import scored, share
+from knowstore.bench.teaching import AskedCases, TaughtCase, cases_of, ready_methods, usable_names, ways_of
 from knowstore.config import GenerationConfig, ModelConfig
-from knowstore.errors import ConfigError
 from knowstore.evaluation import normalise
-from knowstore.models.files import default_cache_dir
-from knowstore.records import Passage
 
 Setting = Literal["single", "sequential"]
 OnFound = Callable[[dict[str, object]], None]
@@ -42,17 +28,8 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class _Case:
-    """A probe of the row that is the `row`-th of its data; `edits` are places among all edits that are taught."""
-
-    probe: EditProbe
-    row: int
-    edits: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _Answered:
-    case: _Case
+    case: TaughtCase
     text: str
     forced: float
     is_rag: bool
@@ -78,6 +55,7 @@ def run_methods(
     limit: int = 100,
     seed: int = 0,
     max_tokens: int = 32,
+    n_steps: int = 500,
     cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
     on_found: OnFound | None = None,
@@ -92,6 +70,7 @@ def run_methods(
         models: a `dtype` of `auto` means float32 here, for small changes of weights are lost in bfloat16.
         is_sequential: teach everything before asking, in place of one row at a time.
         limit: rows of each file, drawn with `seed`.
+        n_steps: train the networks of MEND and MALMEN.
         on_found: called with what was found so far each time that a method is done with a file.
         cache_dir: where prepared statistics are kept; None is the user's cache.
 
@@ -107,46 +86,25 @@ def run_methods(
         ConfigError: no rows, or a method that is not there or lacks what it needs.
     """
     started = time.perf_counter()
-    config = models or ModelConfig()
-    if config.dtype == "auto":
-        config = replace(config, dtype="float32")
-    loaded = LoadedModels(config, on_progress=on_progress)
-    every = [(path.name, load_edits(path)) for path in data]
-    kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
-    resources = Resources(loaded, corpus, train, kept_out, cache_dir=cache_dir or default_cache_dir())
-    usable = [name for name, lacks in usable_methods(corpus, train).items() if not lacks]
-    chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *(methods or usable)])]
-    sets = [(name, draw_edits(rows, limit, seed)) for name, rows in every]
-    _check_rows(sets)
-    prepared = [_prepared(method, loaded, on_progress) for method in chosen]
-    bench = _Bench(loaded, "sequential" if is_sequential else "single", seed, GenerationConfig(max_tokens=max_tokens))
+    names = methods or usable_names(corpus, train)
+    ready = ready_methods(
+        data, names, corpus=corpus, train=train, models=models, limit=limit, seed=seed, n_steps=n_steps,
+        cache_dir=cache_dir,
+        on_progress=on_progress,
+    )  # fmt: skip
+    setting: Setting = "sequential" if is_sequential else "single"
+    bench = _Bench(ready.models, setting, seed, GenerationConfig(max_tokens=max_tokens))
 
     def found() -> dict[str, object]:
         seconds = time.perf_counter() - started
         return {"rows": bench.rows, "costs": bench.costs, "answers": bench.answers, "seconds": seconds}
 
-    for name, rows in sets:
-        for step, (method, prepare_s) in enumerate(zip(chosen, prepared, strict=True)):
-            bench.measure(name, rows, method, prepare_s, _Steps(name, len(rows), step, len(chosen), on_progress))
+    for name, rows in ready.sets:
+        for step, (method, prepare_s) in enumerate(ready.methods):
+            bench.measure(name, rows, method, prepare_s, _Steps(name, len(rows), step, len(ready.methods), on_progress))
             if on_found is not None:
                 on_found(found())
     return found()
-
-
-def _check_rows(sets: Sequence[tuple[str, Sequence[EditRow]]]) -> None:
-    for name, rows in sets:
-        if not rows:
-            raise ConfigError(
-                f"{name} has no edits",
-                kept="nothing was measured",
-                fix="give an edit set or questions {question, answers, passage}",
-            )
-
-
-def _prepared(method: Method, loaded: LoadedModels, on_progress: OnProgress | None) -> float:
-    started = time.perf_counter()
-    method.prepare(loaded.llm, on_progress)
-    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -181,7 +139,7 @@ class _Bench:
             self.untouched |= {(data, one.case.probe.question): one.text for one in answered}
         for is_rag in (False, True):
             some = [one for one in answered if one.is_rag == is_rag]
-            name = method.name if not is_rag or method.name == "rag" else f"{method.name} + rag"
+            name = f"{method.name} + rag" if is_rag and False in ways_of(method) else method.name
             self._note(data, name, some)
         n_passages = sum(len(row.edits) for row in rows)
         n_asked = sum(len(row.probes) for row in rows)
@@ -193,8 +151,8 @@ class _Bench:
                 "passages": n_passages,
                 "prepare_s": prepare_s,
                 "injection_s_per_passage": cost.injection_s / n_passages,
-                "answer_s": cost.answer_s[False] / n_asked if method.name != "rag" else None,
-                "answer_s_rag": cost.answer_s[True] / n_asked if method.name != "base" else None,
+                "answer_s": cost.answer_s[False] / n_asked if False in ways_of(method) else None,
+                "answer_s_rag": cost.answer_s[True] / n_asked if True in ways_of(method) else None,
                 "peak_bytes": peak.bytes,
                 "kept_bytes_per_passage": cost.kept_bytes / n_passages,
             }
@@ -205,32 +163,22 @@ class _Bench:
         groups = [[place] for place in range(len(rows))] if self.setting == "single" else [list(range(len(rows)))]
         for group in groups:
             edits = [edit for place in group for edit in rows[place].edits]
-            with method.edit(self.models.llm, edits) as edited:
+            with method.teaching(self.models.llm) as teach:
+                edited = teach(edits)
                 cost.injection_s += edited.seconds
                 cost.kept_bytes += edited.kept_bytes
-                cases = _cases(rows, group)
+                cases = cases_of(rows, group)
                 for first in range(0, len(cases), _BATCH):
                     part = cases[first : first + _BATCH]
-                    for is_rag in _ways(method):
-                        yield from self._ask(rows, part, edited, cost, is_rag=is_rag)
+                    for is_rag in ways_of(method):
+                        started = time.perf_counter()
+                        asked = AskedCases.of(edited, part, is_rag=is_rag)
+                        texts = asked.write(self.models.llm, self.generation)
+                        cost.answer_s[is_rag] += time.perf_counter() - started
+                        forced = asked.force(self.models.llm, self.generation)
+                        for case, text, score in zip(part, texts, forced, strict=True):
+                            yield _Answered(case, text, score, is_rag)
                     steps.done(part[-1].row + 1)
-
-    def _ask(
-        self, rows: Sequence[EditRow], cases: Sequence[_Case], edited: Edited, cost: _Cost, *, is_rag: bool
-    ) -> list[_Answered]:
-        from knowstore.experts import forced_scores, generate
-
-        started = time.perf_counter()
-        asked = [EditQuestion(case.probe.question, case.edits) for case in cases]
-        experts = edited.experts(asked) if edited.experts is not None else None
-        prompts = [prompt_of(case.probe.question, _passages(rows, case) if is_rag else ()) for case in cases]
-        generated = generate(self.models.llm, prompts, experts, edited.layer, self.generation)
-        cost.answer_s[is_rag] += time.perf_counter() - started
-        answers = [case.probe.answers[0] for case in cases]
-        forced = forced_scores(self.models.llm, prompts, answers, experts, edited.layer, self.generation)
-        return [
-            _Answered(case, one.text, score, is_rag) for case, one, score in zip(cases, generated, forced, strict=True)
-        ]
 
     def _note(self, data: str, method: str, answered: Sequence[_Answered]) -> None:
         """Scores of each kind of probe, and the answers themselves."""
@@ -249,22 +197,3 @@ class _Bench:
 
     def _is_unchanged(self, data: str, one: _Answered) -> bool:
         return normalise(self.untouched[data, one.case.probe.question]) == normalise(one.text)
-
-
-def _ways(method: Method) -> tuple[bool, ...]:
-    """Whether the passage is in the prompt, of each way to ask; `base` with it is `rag`."""
-    return {"base": (False,), "rag": (True,)}.get(method.name, (False, True))
-
-
-def _cases(rows: Sequence[EditRow], group: Sequence[int]) -> list[_Case]:
-    """The probes of some rows, whose edits are taught in this order."""
-    out, first = [], 0
-    for place in group:
-        row = rows[place]
-        out += [_Case(probe, place, tuple(first + edit for edit in probe.edits)) for probe in row.probes]
-        first += len(row.edits)
-    return out
-
-
-def _passages(rows: Sequence[EditRow], case: _Case) -> list[Passage]:
-    return [rows[case.row].edits[edit].passage for edit in case.probe.edits]

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
-_KIND_COLOURS = {
-    "efficacy": "#2f6f9f",
-    "paraphrase": "#6aa7cf",
-    "unseen": "#c6a15b",
-    "portability": "#8a6fb0",
-    "neighbourhood": "#9aa5b1",
-}
+_SHARES = ("#2f6f9f", "#4f86b0", "#7d8b99")
 _SMOOTHED = 20  # steps
 _MEASURED = {
     "gold": "nats with the passage's expert",
@@ -49,7 +43,7 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(1, len(files), position + 1)
         some = [row for row in rows if row["data"] == name]
         em = [100 * row["em"] for row in some]
-        errors = _percent_spread(some, "em")
+        errors = percent_spread(some, "em")
         colours = [_COLOURS[row["control"]] for row in some]
         axes.barh(range(len(some)), em, xerr=errors, color=colours, error_kw={"elinewidth": 1, "ecolor": "#333333"})
         axes.set_yticks(range(len(some)), [f"{row['method']}: {row['control']}" for row in some])
@@ -80,7 +74,7 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if some[0]["k"] == 0:
             axes.axhline(em[0], linestyle=":", color=_COLOURS["none" if method == "base" else "static"], label=method)
             continue
-        errors = _percent_spread(some, "em")
+        errors = percent_spread(some, "em")
         axes.errorbar([row["k"] for row in some], em, yerr=errors, marker="o", capsize=3, label=method)
     axes.set_xlabel("passages mounted or read")
     axes.set_ylabel("exact answers in %, with 95 % intervals")
@@ -105,7 +99,7 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         some = sorted((row for row in rows if row["data"] == name), key=lambda row: row["layer"])
         for score, colour in (("f1", _COLOURS["none"]), ("em", _COLOURS["gold"])):
             gains = [100 * row[f"{score}_gain"] for row in some]
-            spread = _percent_spread(some, f"{score}_gain")
+            spread = percent_spread(some, f"{score}_gain")
             layers = [row["layer"] for row in some]
             axes.errorbar(layers, gains, yerr=spread, marker="o", capsize=3, color=colour, label=score.upper())
         axes.axhline(0.0, linestyle=":", color=_COLOURS["none"])
@@ -116,68 +110,32 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_methods(rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what `run_methods` found: for each file exact answers by method and kind of probe (of the neighbourhood, the
-    share of unchanged answers) with 95 % intervals, and beside it what teaching a passage takes and keeps.
+def plot_rerank(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_rerank` found: how often the gold passage is first, among the first four and found at all.
 
     Args:
-        rows, costs: as `run_methods` gives them.
+        rows: as `run_rerank` gives them.
         path: where to; the suffix says the format, PNG, SVG or PDF.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    files = list(dict.fromkeys(str(row["data"]) for row in rows))
-    n = max(sum(row["data"] == name for row in rows) for name in files)
-    figure = new_figure(12.0, len(files) * (1.6 + 0.22 * n))
-    axes = figure.subplots(len(files), 3, squeeze=False, width_ratios=(4, 1.4, 1.4))
-    for (scores, seconds, kept), name in zip(axes, files, strict=True):
-        _draw_scores(scores, [row for row in rows if row["data"] == name])
-        some = [cost for cost in costs if cost["data"] == name]
-        scores.set_title(f"{name}: {some[0]['passages']} passages, {some[0]['setting']}", fontsize=10)
-        _draw_costs(seconds, some, "injection_s_per_passage", "seconds to teach a passage")
-        _draw_costs(kept, some, "kept_bytes_per_passage", "bytes kept for a passage")
-    figure.savefig(path)
-
-
-def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A group of bars for each method, one for each kind of probe."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    kinds = [kind for kind in _KIND_COLOURS if any(row["kind"] == kind for row in rows)]
-    height = 0.8 / len(kinds)
-    for position, kind in enumerate(kinds):
-        some = [row for row in rows if row["kind"] == kind]
-        score = "unchanged" if kind == "neighbourhood" else "em"
-        values = [100 * row[score] for row in some]
-        bounds = _percent_spread(some, score)
-        places = [methods.index(row["method"]) + height * (position - (len(kinds) - 1) / 2) for row in some]
-        label = f"{kind}, unchanged" if score == "unchanged" else f"{kind}, exact"
-        axes.barh(
-            places, values, height, xerr=bounds, color=_KIND_COLOURS[kind], label=label,
-            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
-        )  # fmt: skip
-    axes.set_yticks(range(len(methods)), methods)
+    figure = new_figure(6.4, 1.4 + 0.6 * len(rows))
+    axes = figure.add_subplot()
+    shown = {"top1": "first", "top4": "among the first four", "found": "found"}
+    for position, (name, label) in enumerate(shown.items()):
+        values = [100 * row[name] for row in rows]
+        places = [place + 0.26 * (position - 1) for place in range(len(rows))]
+        errors = percent_spread(rows, name) if name == "top1" else None
+        axes.barh(places, values, 0.24, xerr=errors, color=_SHARES[position], label=label)
+        for place, value in zip(places, values, strict=True):
+            axes.text(1, place, f"{value:.1f}", va="center", fontsize=7, color="#ffffff")
+    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of answers, with 95 % intervals")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=len(kinds), frameon=False)
-
-
-def _draw_costs(axes: Axes, costs: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
-    """A bar for each method on a logarithmic scale, with its number."""
-    some = [cost for cost in costs if cost[name]]
-    values = [cost[name] for cost in some]
-    axes.barh(range(len(some)), values, 0.6, color=_COLOURS["none"])
-    axes.set_yticks(range(len(some)), [cost["method"] for cost in some], fontsize=8)
-    axes.invert_yaxis()
-    if values:
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 10, max(values) * 300)  # room for numbers, and for whole powers of ten as ticks
-        axes.tick_params(axis="x", which="minor", labelbottom=False)
-    for place, value in enumerate(values):
-        number = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-        axes.text(value, place, f" {number}", va="center", fontsize=7)
-    axes.set_xlabel(label, fontsize=8)
+    axes.set_xlabel("gold passages in % of questions, with 95 % intervals")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path)
 
 
 def plot_speed(found: Mapping[str, Any], path: Path) -> None:
@@ -234,7 +192,7 @@ def _spread(values: Sequence[float], limits: Sequence[tuple[float, float]]) -> l
     ]
 
 
-def _percent_spread(rows: Sequence[Mapping[str, Any]], score: str) -> list[list[float]]:
+def percent_spread(rows: Sequence[Mapping[str, Any]], score: str) -> list[list[float]]:
     """How far the interval of a score is below and above it, in percent."""
     limits = [(100 * row[f"{score}_ci"][0], 100 * row[f"{score}_ci"][1]) for row in rows]
     return _spread([100 * row[score] for row in rows], limits)
@@ -258,7 +216,7 @@ def plot_peers(found: Mapping[str, Any], path: Path) -> None:
     for place, (score, label) in enumerate((("em", "exact"), ("holds", "holds the answer"))):
         places = [row + 0.4 * place - 0.2 for row in range(len(rows))]
         scores.barh(
-            places, [100 * row[score] for row in rows], 0.4, xerr=_percent_spread(rows, score), label=label,
+            places, [100 * row[score] for row in rows], 0.4, xerr=percent_spread(rows, score), label=label,
             color=_COLOURS[("gold", "none")[place]], error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )  # fmt: skip
     scores.set_xlabel("% of answers, with 95 % intervals")

@@ -13,7 +13,7 @@ from knowstore.experts.expert import (
     segment_weights,
     word_weights,
 )
-from knowstore.experts.forcing import forced_scores
+from knowstore.experts.forcing import forced_nats, forced_scores
 from knowstore.experts.generation import Generated, Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
@@ -44,6 +44,7 @@ __all__ = [
     "TokensHypernetwork",
     "combine",
     "expert_output",
+    "forced_nats",
     "forced_scores",
     "generate",
     "load_hypernetwork",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from knowstore.config import GenerationConfig
 from knowstore.experts.expert import Experts
@@ -39,6 +41,36 @@ def forced_scores(
 
     Returns: B shares from 0 to 1.
     """
+    forced = _forced(llm, prompts, answers, experts, layer, config)
+    return [float((logits.argmax(-1) == ids).float().mean()) for logits, ids in forced]
+
+
+def forced_nats(
+    llm: FrozenLLM,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    experts: Experts | None,
+    layer: int,
+    config: GenerationConfig,
+) -> list[float]:
+    """Mean of minus the log-probability of an answer's tokens, each behind the right ones; arguments as for
+    `forced_scores`.
+
+    Returns: B numbers of nats per token.
+    """
+    forced = _forced(llm, prompts, answers, experts, layer, config)
+    return [float(cross_entropy(logits.float(), ids)) for logits, ids in forced]
+
+
+def _forced(
+    llm: FrozenLLM,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    experts: Experts | None,
+    layer: int,
+    config: GenerationConfig,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each answer the logits (N, vocabulary) before its N tokens, and the tokens (N,)."""
     pack(llm.model)
     written = [llm.prompt_ids(answer_target(answer).rstrip("\n"), is_start=False) for answer in answers]
     rows = prompt_rows(llm, prompts, max(config.max_tokens, *map(len, written)))
@@ -54,8 +86,7 @@ def forced_scores(
     with torch.inference_mode(), mounted:
         final = llm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         head = llm.model.get_output_embeddings()
-        choices = [
-            head(states[chosen]).argmax(-1) for states, chosen in zip(final[:, :-1], is_written[:, 1:], strict=True)
+        return [
+            (head(states[:-1][chosen[1:]]), row[chosen])
+            for states, row, chosen in zip(final, ids, is_written, strict=True)
         ]
-    pairs = zip(choices, ids, is_written, strict=True)
-    return [float((choice == row[chosen]).float().mean()) for choice, row, chosen in pairs]

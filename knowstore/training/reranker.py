@@ -455,8 +455,8 @@ def _resume(
         return None, 0.0
     if found.described.get("made_with") != made_with:
         raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start", kept="the checkpoint",
-            fix="train with the settings of that run, or into another folder",
+            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start",
+            kept="the checkpoint", fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     model.set_weights(found.of("weights"))
     found.restore(optimizer)

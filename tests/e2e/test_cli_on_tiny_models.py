@@ -116,8 +116,20 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     assert run("db", "check").stdout == "Clean\n"
     assert _json(run("db", "current", "--json"))["current"] == _json(run("db", "upgrade", "--json"))["current"]
 
-    assert _json(run("export", "backup", "--json"))["passages"] == 2
-    assert _json(run("--store", "copy", "import", "backup", "--json"))["passages_added"] == 2
+    probes = [
+        {"question": "Où?", "answers": ["a"], "kind": "reliability", "passage_id": replaced},
+        {"question": "What was?", "answers": ["a"], "kind": "reliability", "passage_id": ids[1]},
+        {"question": "Who wrote Faust?", "answers": [], "kind": "locality"},
+    ]
+    Path("probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probes), "utf-8")
+    run("probes", "add", "probes.jsonl")
+    exported = _json(run("export", "backup", "--json"))
+    assert (exported["passages"], exported["probes"]) == (2, 2)
+    imported = _json(run("--store", "copy", "import", "backup", "--json"))
+    assert (imported["passages_added"], imported["probes_added"], imported["failures"]) == (2, 2, [])
+    asked = [one["question"] for one in _json(run("--store", "copy", "probes", "list", "--json"))["probes"]]
+    assert asked == ["Où?", "Who wrote Faust?"]
+    assert _json(run("--store", "copy", "import", "backup", "--json"))["probes_known"] == 2
     assert "2 passages" in run("stats", "--store", "copy").stdout
 
 

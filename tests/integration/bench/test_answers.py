@@ -51,12 +51,24 @@ def test_answers_are_scored_for_each_number_of_passages(
         ("experts, as served", 4), ("hybrid, as served", 4),
     ]  # fmt: skip
     assert [row["given"] for row in rows[:2]] == [0.0, 0.0]
-    assert rows[3]["given"] == 1.0  # all passages were mounted
+    assert rows[3]["given"] == rows[3]["held"] == 1.0  # all passages were mounted
     assert all(row["n"] == 3 and row["em_ci"][0] <= row["em"] <= row["em_ci"][1] for row in rows)
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
     plot_answers(rows, tmp_path / "answers.png")
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_passages_that_hold_an_answer_none_that_does_is_mounted(
+    tiny_models: ModelConfig, questions: Path, corpus: Path
+) -> None:
+    found = run_answers(
+        questions, [corpus], models=tiny_models, top_ks=(1, 15), modes=("experts",), limit=3, max_tokens=2,
+        is_answer_free=True,
+    )  # fmt: skip
+    rows = found["rows"]
+    assert isinstance(rows, list)
+    assert {(row["given"], row["held"]) for row in rows} == {(0.0, 0.0)}
 
 
 def test_only_what_the_model_alone_answers_is_asked_again(

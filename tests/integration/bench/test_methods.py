@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 
 from knowstore._loaded import LoadedModels
 from knowstore.baselines import Edit, EditQuestion, usable_methods
-from knowstore.baselines.mounted import MountedExperts
+from knowstore.baselines.read import ReadPassages
+from knowstore.baselines.search import TaughtSearch
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
@@ -45,24 +47,24 @@ def edits(tmp_path: Path) -> Path:
 def test_every_method_answers_every_probe(
     tiny_models: ModelConfig, edits: Path, tmp_path: Path, is_sequential: bool
 ) -> None:
-    methods = ["rag", "experts", "found"]
+    methods = ["rag", "experts", "found", "read"]
     reached: list[int] = []
     found = run_methods(
         [edits], methods=methods, models=tiny_models, is_sequential=is_sequential, max_tokens=2, cache_dir=tmp_path,
         on_found=lambda some: reached.append(len(list(some["costs"]))),  # type: ignore[call-overload]
     )  # fmt: skip
-    assert reached == [1, 2, 3, 4]
+    assert reached == [1, 2, 3, 4, 5]
     rows, costs, answers = found["rows"], found["costs"], found["answers"]
     assert isinstance(rows, list)
     assert isinstance(costs, list)
     assert isinstance(answers, list)
-    shown = ["base", "rag", "tokens", "tokens + rag", "tokens, found", "tokens, found + rag"]
+    shown = ["base", "rag", "tokens", "tokens + rag", "tokens, found", "tokens, found + rag", "rag, found"]
     kinds = ["efficacy", "paraphrase", "neighbourhood"]
     assert [(row["method"], row["kind"]) for row in rows] == [(method, kind) for method in shown for kind in kinds]
     assert all(row["unchanged"] == 1.0 for row in rows if row["method"] == "base")
     assert all(0 <= row["forced_ci"][0] <= row["forced"] <= row["forced_ci"][1] <= 1 for row in rows)
     assert len(answers) == len(shown) * 6
-    assert [cost["method"] for cost in costs] == ["base", "rag", "tokens", "tokens, found"]
+    assert [cost["method"] for cost in costs] == ["base", "rag", "tokens", "tokens, found", "rag, found"]
     assert costs[2]["kept_bytes_per_passage"] > 0
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
@@ -75,14 +77,27 @@ def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny
     texts = ["Rome lies on the river Tiber in Italy.", "Rome lies on the river Arno in Italy."]
     edits = [Edit(Passage(text, "Rome"), ()) for text in (*texts, texts[0])]
     question = EditQuestion("Where does Rome lie?", (0, 1))
-    vector = models.retriever.encode_questions([question.question])[0]
     chosen = {}
     for finds in (True, False):
-        method = MountedExperts(models, finds_passages=finds)
-        taught = [method._teach(models.llm, edit) for edit in edits]
-        chosen[finds] = [one.text for one in method._chosen(taught, question, vector)]
+        search = TaughtSearch(models, finds_passages=finds)
+        taught = [search.index(edit.passage) for edit in edits]
+        chosen[finds] = [one.text for one in search.choose(taught, [question])[0]]
     assert chosen[True] == [texts[0]]
     assert sorted(chosen[False]) == sorted(texts)
+
+
+def test_passages_that_were_found_are_read_with_the_reader_where_there_is_one(
+    tiny_models: ModelConfig, tiny_reader_dir: Path
+) -> None:
+    edit = Edit(Passage("Rome lies on the river Tiber in Italy.", "Rome"), ())
+    for reader in ("none", str(tiny_reader_dir)):
+        models = LoadedModels(replace(tiny_models, reader=reader))
+        with ReadPassages(models).teaching(models.llm) as teach:
+            edited = teach([edit])
+            assert edited.serve is not None
+            served = edited.serve([EditQuestion("Where does Rome lie?", (0,))])
+        assert [[one.text for one in some] for some in served.passages or ()] == [[edit.passage.text]]
+        assert (served.experts is None) == (reader == "none")
 
 
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knowstore.bench import run_rerank
+from knowstore.bench import can_plot, plot_rerank, run_rerank
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 
@@ -32,6 +32,10 @@ def test_the_gold_passage_is_looked_for_among_all(tiny_models: ModelConfig, tmp_
     for row in measured:
         assert row["found"] == 1.0
         assert row["top1_ci"][0] <= row["top1"] <= row["top4"] <= 1.0
+    if not can_plot():
+        pytest.skip("extra `plots` is not installed")
+    plot_rerank(measured, tmp_path / "rerank.png")
+    assert (tmp_path / "rerank.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_questions_without_passages_are_refused(tiny_models: ModelConfig, tmp_path: Path) -> None:

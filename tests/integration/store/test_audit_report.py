@@ -100,6 +100,35 @@ def test_the_page_shows_so_many_questions_and_says_where_the_others_are(
     assert "3 more are in the CSV and JSON files" in Page(html.read_text("utf-8")).said
 
 
+def test_audits_of_more_probes_than_before_are_said_to_compare_different_questions(
+    audited: KnowledgeStore, tmp_path: Path
+) -> None:
+    said = "compare different questions"
+    files = write_report(audited, tmp_path / "even.html")
+    assert not any(said in file.read_text("utf-8") for file in files)
+    more = Probe("When was Rome founded?", ("x",), "reliability", None)
+    add_probes(audited, [("", more)], batch_id=1)
+    run_audit(audited)
+    files = write_report(audited, tmp_path / "uneven.html")
+    assert [file.suffix for file in files if said in file.read_text("utf-8")] == [".html", ".md"]
+
+
+def test_what_the_model_alone_says_and_which_experts_count_are_shown(
+    open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
+    store = open_store()
+    store.add(facts[:3])
+    add_probes(store, [("", Probe("Who wrote Faust?", (), "locality")), ("", Probe("Who?", ("x",), "reliability"))])
+    run_audit(store)
+    files = write_report(store, tmp_path / "report.html")
+    page = Page(files[0].read_text("utf-8"))
+    assert page.said.count("model alone:") == 1
+    assert page.said.index("Who?") < page.said.index("Who wrote Faust?")
+    for mode in json.loads(files[1].read_text("utf-8"))["modes"]:
+        assert [one["untouched"] is None for one in mode["questions"]] == [False, True]
+    assert json.loads(files[1].read_text("utf-8"))["models"]["llm"] == Path(store.models.config.llm).name
+
+
 def test_without_matplotlib_the_matrix_is_a_table(
     audited: KnowledgeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,8 @@ def test_an_edit_moves_the_top_layer_to_where_the_target_is_written(
     row = fact_sequence(tiny_llm, edits[0].facts[0])
     before, loss = outputs_at_subjects(tiny_llm, [row], 1), float(writing_loss(tiny_llm, [row]).detach())
     wanted = memit._wanted(tiny_llm, [[row]], [essence_row(tiny_llm, edits[0].facts[0])])
-    with memit.edit(tiny_llm, edits[:1]) as edited:
+    with memit.teaching(tiny_llm) as teach:
+        edited = teach(edits[:1])
         left = (wanted - outputs_at_subjects(tiny_llm, [row], 1)).norm() / (wanted - before).norm()
         assert float(left) < 0.2
         assert float(writing_loss(tiny_llm, [row]).detach()) < loss - 0.5

@@ -55,7 +55,8 @@ def test_the_llm_is_bit_for_bit_what_it_was(
     method = METHODS[name](usual_texts)
     method.prepare(tiny_llm)
     try:
-        with method.edit(tiny_llm, edits):
+        with method.teaching(tiny_llm) as teach:
+            teach(edits)
             changed = not torch.equal(_logits(tiny_llm), logits)
             if fails:
                 raise RuntimeError("within")
@@ -67,10 +68,27 @@ def test_the_llm_is_bit_for_bit_what_it_was(
     assert torch.equal(_logits(tiny_llm), logits)
 
 
+@pytest.mark.parametrize("name", ["lora", "memit"])
+def test_edits_taught_in_two_parts_are_those_taught_at_once(
+    tiny_llm: FrozenLLM, edits: Sequence[Edit], usual_texts: Sequence[str], name: str
+) -> None:
+    method = METHODS[name](usual_texts)
+    method.prepare(tiny_llm)
+    with method.teaching(tiny_llm) as teach:
+        at_once = teach(edits[:2])
+        together = _logits(tiny_llm)
+    with method.teaching(tiny_llm) as teach:
+        assert 0 < teach(edits[:1]).kept_bytes <= at_once.kept_bytes
+        assert not torch.equal(_logits(tiny_llm), together)
+        assert teach(edits[1:2]).kept_bytes == at_once.kept_bytes
+        assert torch.equal(_logits(tiny_llm), together)
+
+
 def test_lora_learns_the_facts_and_stops_when_it_knows_them(tiny_llm: FrozenLLM, edits: Sequence[Edit]) -> None:
     row = fact_sequence(tiny_llm, edits[0].facts[0])
     before = float(writing_loss(tiny_llm, [row]).detach())
-    with Lora(LoraSettings(steps=40, learning_rate=0.02)).edit(tiny_llm, edits[:1]) as edited:
+    with Lora(LoraSettings(steps=40, learning_rate=0.02)).teaching(tiny_llm) as teach:
+        edited = teach(edits[:1])
         assert float(writing_loss(tiny_llm, [row]).detach()) < 0.5 * before
         assert edited.kept_bytes == 4 * 8 * sum(
             sum(layer.in_features + layer.out_features for layer in (block.self_attn.q_proj, block.self_attn.v_proj))
@@ -82,7 +100,8 @@ def test_a_run_of_lora_repeats_and_leaves_the_random_state_alone(tiny_llm: Froze
     found = []
     for _ in range(2):
         state = torch.get_rng_state()
-        with Lora(LoraSettings(steps=2)).edit(tiny_llm, edits):
+        with Lora(LoraSettings(steps=2)).teaching(tiny_llm) as teach:
+            teach(edits)
             found.append(_logits(tiny_llm))
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(found[0], found[1])
@@ -92,6 +111,7 @@ def test_an_edit_without_facts_changes_nothing_by_memit(tiny_llm: FrozenLLM, usu
     memit = METHODS["memit"](usual_texts)
     memit.prepare(tiny_llm)
     logits = _logits(tiny_llm)
-    with memit.edit(tiny_llm, [Edit(Passage("Rome."), tuple[TaughtFact, ...]())]) as edited:
+    with memit.teaching(tiny_llm) as teach:
+        edited = teach([Edit(Passage("Rome."), tuple[TaughtFact, ...]())])
         assert torch.equal(_logits(tiny_llm), logits)
     assert edited.kept_bytes == 0

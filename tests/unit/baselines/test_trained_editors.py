@@ -113,7 +113,8 @@ def test_training_lowers_the_loss_and_the_trained_network_edits(
     row = fact_sequence(tiny_llm, rows[0].edits[0].facts[0])
     before = float(writing_loss(tiny_llm, [row]).detach())
     bits = {key: tensor.clone() for key, tensor in tiny_llm.model.state_dict().items()}
-    with editor.edit(tiny_llm, rows[0].edits) as edited:
+    with editor.teaching(tiny_llm) as teach:
+        edited = teach(rows[0].edits)
         after = float(writing_loss(tiny_llm, [row]).detach())
         assert after < before - 0.2
     assert all(torch.equal(bits[key], tensor) for key, tensor in tiny_llm.model.state_dict().items())
@@ -122,7 +123,8 @@ def test_training_lowers_the_loss_and_the_trained_network_edits(
     again = TrainedEditor(name, RULES[name], EditorData(rows, tmp_path, "tiny"), SETTINGS)
     again.prepare(tiny_llm)
     assert again.losses == []
-    with again.edit(tiny_llm, rows[0].edits):
+    with again.teaching(tiny_llm) as teach:
+        teach(rows[0].edits)
         assert float(writing_loss(tiny_llm, [row]).detach()) == after
 
 

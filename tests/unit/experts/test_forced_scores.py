@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from knowstore.config import GenerationConfig
-from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, forced_scores, mount
+from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, forced_nats, forced_scores, mount
 
 LAYER = 1
 PROMPTS = [
@@ -79,6 +79,17 @@ def test_without_experts_the_model_itself_is_scored(tiny_llm: FrozenLLM, answers
     for index, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
         right = walked(tiny_llm, prompt, tokens_of(tiny_llm, answer), None, index)
         assert found[index] == pytest.approx(sum(right) / len(right))
+
+
+def test_forced_nats_are_those_of_a_walk_along_the_answer(tiny_llm: FrozenLLM, answers: list[str]) -> None:
+    found = forced_nats(tiny_llm, PROMPTS, answers, None, LAYER, GenerationConfig())
+    for prompt, answer, nats in zip(PROMPTS, answers, found, strict=True):
+        before = tiny_llm.prompt_ids(prompt.before) if prompt.before else []
+        ids = before + tiny_llm.prompt_ids(prompt.question, is_start=not prompt.before)
+        written = tokens_of(tiny_llm, answer)
+        logits = tiny_llm.model(input_ids=torch.tensor([ids + written])).logits[0].log_softmax(-1)
+        walk = [-float(logits[len(ids) + place - 1, token]) for place, token in enumerate(written)]
+        assert nats == pytest.approx(sum(walk) / len(walk), rel=1e-4)
 
 
 def test_where_the_experts_act_is_as_it_is_told(tiny_llm: FrozenLLM, experts: Experts, answers: list[str]) -> None:
