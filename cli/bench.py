@@ -167,8 +167,8 @@ def sequence(
         session.output.result(found, "")
         return
     for rows, columns in ((found["rows"], None), (found["methods"], ["method", "survived", "why", "average", "bwt"])):
-        shown = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        session.output.table(shown, columns or list(rows[0]))
+        columns = columns or list(rows[0])
+        session.output.table([{name: _cell(row[name]) for name in columns} for row in rows], columns)
 
 
 @command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")

@@ -106,3 +106,6 @@ def test_the_command_writes_what_it_found(tiny_models: ModelConfig, edits: Path,
     ran = CliRunner().invoke(app, [*options, "bench", "sequence", "--data", str(edits), *sized])
     assert ran.exit_code == 0, ran.output
     assert json.loads((tmp_path / "out" / "sequence.json").read_text("utf-8")) == json.loads(ran.stdout)
+    plain = CliRunner().invoke(app, [*options, "bench", "sequence", "--data", str(edits), *sized[:-3]])
+    assert plain.exit_code == 0, plain.output
+    assert "survived" in plain.stdout
