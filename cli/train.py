@@ -341,7 +341,7 @@ def reranker(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="With --base: the highest learning rate.")] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="A reranker of this command, without --base, to go on from.")
+        str | None, typer.Option("--from", help="A reranker that was trained without --base, to go on from.")
     ] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.

@@ -341,6 +341,13 @@ def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
     models = {row["role"]: row for row in _json(run("models", "list", "--reranker", "trained", "--json"))["models"]}
     assert models["reranker"]["state"] == "ready"
     assert "on questions kept out" in models["reranker"]["notes"]
+    further = _json(run("train", "reranker", *how, "--from", "trained", "--output", "further", "--json"))
+    assert further["steps"] == 3
+    assert json.loads(Path("further/config.json").read_text("utf-8"))["trained_steps"] == 6
+    assert Path("further/model.safetensors").read_bytes() != Path("trained/model.safetensors").read_bytes()
+    refused = run("train", "reranker", *how, "--from", "further", "--output", "further", status=1)
+    assert "another start" in refused.stderr
+    run("train", "reranker", *how, "--from", "trained", "--base", "trained", "--output", "other", status=2)
     run("ingest", "facts.jsonl")
     late = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "late"))
     joint = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "trained"))

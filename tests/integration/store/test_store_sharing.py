@@ -411,7 +411,7 @@ def test_tables_of_a_beginning_are_gone_at_once_when_they_are_deleted(
 
     for name, what in (
         ("knowstore.catalog.Catalog.commit", interrupted),
-        ("knowstore._tables.shutil.rmtree", cut_short),
+        ("knowstore._layout.shutil.rmtree", cut_short),
     ):
         with open_store() as store, monkeypatch.context() as patch:
             patch.setattr(name, what)
