@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -138,6 +138,8 @@ def train_pairs(
     if kept is None:
         raise no_steps()
     keep(kept)
+    if run.held_out and kept.gold_first is None:  # the time ran out between two steps
+        kept = replace(kept, gold_first=run.gold_first())
     model.model.eval()
     return kept
 
