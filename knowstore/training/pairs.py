@@ -93,7 +93,9 @@ def train_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     trained = model.trained
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=config.weight_decay)
-    made_with: dict[str, object] = {"base": base_digest, "config": asdict(config), "trained": sorted(trained)}
+    made_with: dict[str, object] = {
+        "base": base_digest, "config": asdict(config), "trained": sorted(trained), "data": data.fingerprint(),
+    }  # fmt: skip
     kept, seconds = _resume(folder / "checkpoint", model, optimizer, made_with)
     started, saved_at = time.monotonic() - seconds, time.monotonic()
 
@@ -153,8 +155,8 @@ def _resume(
         return None, 0.0
     if found.described.get("made_with") != made_with:
         raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings or from another reranker", kept="the checkpoint",
-            fix="train with the settings of that run, or into another folder",
+            f"{folder} holds a checkpoint of a run with other settings or from another reranker, or on other questions",
+            kept="the checkpoint", fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     model.model.load_state_dict(found.of("weights"), strict=False)
     found.restore(optimizer)

@@ -152,6 +152,8 @@ def test_fine_tuning_that_was_cut_off_ends_as_one_that_was_not(
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     with pytest.raises(TrainingError, match="other settings or from another reranker"):
         fine_tuned(gemma_reranker, data, tmp_path / "cut", replace(config, seed=1))
+    with pytest.raises(TrainingError, match="on other questions"):
+        fine_tuned(gemma_reranker, replace(data, questions=data.questions[1:]), tmp_path / "cut", config)
 
 
 def test_a_run_that_ends_by_the_clock_is_validated(
