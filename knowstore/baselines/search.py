@@ -49,6 +49,8 @@ class TaughtSearch:
 
     def _chosen(self, taught: Sequence[Indexed], asked: EditQuestion, vector: np.ndarray) -> list[MountedExpert]:
         places = self._found(taught, vector) if self.finds_passages else list(asked.edits)
+        if not places:
+            return []
         some = {taught[place].passage_id: taught[place].item for place in places}
         scores = self.models.reranker.score(asked.question, list(some.values()), vector)
         newer = _newer_twins(taught, some) if self.finds_passages else {}
@@ -60,8 +62,11 @@ class TaughtSearch:
         return weigh(sorted(hits, key=lambda hit: (-hit.score, hit.passage_id)), settings, self.models.reranker)
 
     def _found(self, taught: Sequence[Indexed], vector: np.ndarray) -> list[int]:
-        similarity = np.stack([one.item.vector for one in taught if one.item.vector is not None]) @ vector
-        return [int(place) for place in np.argsort(-similarity, kind="stable")[: RetrievalConfig.n_candidates]]
+        """Places of the nearest passages; one that was taught again is one candidate, as in a store."""
+        known = {one.passage_id: (place, one.item.vector) for place, one in enumerate(taught)}
+        places = [place for place, _ in known.values()]
+        similarity = np.stack([one for _, one in known.values() if one is not None]) @ vector
+        return [places[index] for index in np.argsort(-similarity, kind="stable")[: RetrievalConfig.n_candidates]]
 
 
 def _newer_twins(taught: Sequence[Indexed], some: Mapping[str, RerankItem]) -> dict[str, str]:

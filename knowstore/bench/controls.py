@@ -101,11 +101,12 @@ def open_benches(
     loaded.check_trained()
     generation = GenerationConfig(max_tokens=max_tokens)
     for path in data:
-        cases = _cases(path, limit, seed, is_counterfactual)
+        cases = read_cases(path, limit, seed, is_counterfactual=is_counterfactual)
         yield ControlBench(loaded, path.name, cases, seed, generation, on_progress)
 
 
-def _cases(path: Path, limit: int, seed: int, is_counterfactual: bool) -> list[Case]:
+def read_cases(path: Path, limit: int, seed: int, *, is_counterfactual: bool = False) -> list[Case]:
+    """Up to `limit` questions of a file, drawn with `seed`; arguments and errors as for `run_controls`."""
     found = [
         (row["question"], tuple(answers), Passage(text, row["passage"]["title"]))
         for row in read_rows(path)

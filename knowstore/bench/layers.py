@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bench.controls import open_benches
+from knowstore.bench.controls import open_benches, read_cases
 from knowstore.bench.scoring import share
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
@@ -53,7 +53,7 @@ def run_layers(
     """Train a hypernetwork for each layer and score its experts, gold against shuffled.
 
     Cut off, the same call goes on: layers that were scored are not trained again, and the one that was being trained
-    goes on from its last checkpoint.
+    goes on from its last checkpoint. `settings.json` in `output` says which call.
 
     Args:
         train: QA files to train on.
@@ -67,14 +67,20 @@ def run_layers(
         call, and `config`.
 
     Raises:
-        ConfigError: no layers, or such as the LLM does not have, `output` holds a run of other settings or files, or
-            fewer than two questions.
+        ConfigError: no layers, or such as the LLM does not have, `output` holds a run of other settings, models or
+            files, or fewer than two questions.
         TrainingError: a file that cannot be read, or a run that fails.
     """
     started = time.perf_counter()
     models = replace(models or ModelConfig(), reader=NO_READER)
-    described = {"config": json.loads(json.dumps(asdict(config))), "files": [_digest(path) for path in (*train, *data)]}
+    described = {
+        "config": json.loads(json.dumps(asdict(config))),
+        "models": asdict(replace(models, hypernetwork="")),
+        "files": [_digest(path) for path in (*train, *data)],
+    }
     _keep_settings(output, described)
+    for path in data:
+        read_cases(path, config.limit, config.seed)  # refused now, not when a layer was trained
     loaded = LoadedModels(models, on_progress=on_progress)
     _check(config.layers, loaded)
     rows: Rows = []
@@ -165,19 +171,19 @@ def _score(
 
 
 def _keep_settings(output: Path, described: Mapping[str, object]) -> None:
-    """Write what is run beside its results, or refuse to go on with a run of something else."""
+    """Write what is run beside its results, or refuse to go on with a run of something else that trained a layer."""
     file = output / "settings.json"
     output.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
+    if not any(output.glob("layer-*")):
         file.write_text(json.dumps(described, indent=1) + "\n", "utf-8")
         return
     try:
         kept = json.loads(file.read_text("utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         kept = None
     if kept != described:
         raise ConfigError(
-            f"the run in {output} had other settings or files", kept="that run is as it was",
+            f"the run in {output} had other settings, models or files", kept="that run is as it was",
             fix="give its options and files to go on with it, or another folder",
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowstore._loaded import LoadedModels, OnProgress
@@ -153,7 +153,7 @@ class _Bench:
         with method.teaching(self.models.llm) as teach:
             edited = teach([])
             texts = self._write(method, edited, self.facts)
-            self.untouched = self._unrelated(method, edited)
+            self.untouched = self._unrelated(method, edited, 0)
         em, self.untouched_f1 = self._scores(texts)
         reached = range(1, self.config.n_batches + 1)
         self.rows += [self._row(method.name, after, em, self.untouched_f1, self.untouched) for after in reached]
@@ -169,7 +169,7 @@ class _Bench:
                 em, f1 = self._scores(self._write(method, edited, self.facts[: self._n_asked(after)]))
                 scored_em += [(after, self._batch(case), score) for case, score in zip(self.facts, em, strict=False)]
                 scored_f1 += [(after, self._batch(case), score) for case, score in zip(self.facts, f1, strict=False)]
-                unrelated = self._unrelated(method, edited)
+                unrelated = self._unrelated(method, edited, after)
                 row = self._row(method.name, after, em, f1, unrelated)
                 gains = [one - other for one, other in zip(f1, self.untouched_f1, strict=False)]
                 row |= share("gain", gains, self.config.seed)
@@ -212,10 +212,12 @@ class _Bench:
             for text in asked.write(self.models.llm, self.generation)
         ]
 
-    def _unrelated(self, method: Method, edited: Edited) -> float | None:
+    def _unrelated(self, method: Method, edited: Edited, after: int) -> float | None:
+        """Nats per token of what is to be left alone, with no passage where the row's batch is still to be taught."""
+        cases = [case if self._batch(case) <= after else replace(case, edits=(), passages=()) for case in self.others]
         scores = [
             score
-            for asked in self._asked(method, edited, self.others)
+            for asked in self._asked(method, edited, cases)
             for score in asked.nats(self.models.llm, self.generation)
         ]
         return sum(scores) / len(scores) if scores else None

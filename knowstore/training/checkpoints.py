@@ -1,7 +1,7 @@
 """Checkpoints of training runs: tensors and the optimiser's state as safetensors, and `run.json`, which makes them
 count.
 
-The tensors are written first and under a new name, so that a run that dies meanwhile goes on from the one before.
+The tensors are written first and beside those before, so that a run that dies meanwhile goes on from these.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def write_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         kept |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     name = f"step-{step}.safetensors"
-    save_file({key: tensor.detach().clone().contiguous() for key, tensor in kept.items()}, folder / name)
+    written = folder / "tensors.new"  # a step that is kept again, as when a run has ended, is never half written
+    save_file({key: tensor.detach().clone().contiguous() for key, tensor in kept.items()}, written)
+    written.replace(folder / name)
     temporary = folder / "run.json.new"
     temporary.write_text(json.dumps({"file": name, **described}), "utf-8")
     temporary.replace(folder / "run.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,11 @@ class TrainingData:
 
     passages: tuple[PassageInput, ...]
     questions: tuple[QuestionRow, ...]
+
+    def fingerprint(self) -> str:
+        """Changes with anything in them, their order included."""
+        told = repr((self.passages, self.questions)).encode(errors="backslashreplace")
+        return hashlib.sha256(told).hexdigest()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -451,7 +451,7 @@ class _Loop:
         """Go on from the checkpoint, if there is one.
 
         Raises:
-            TrainingError: it is of a run with other settings.
+            TrainingError: it is of a run with other settings, models or data.
         """
         found = self.ranks.of_first(read_checkpoint(self.folder) if self.ranks.is_first else None)
         if found is None:
@@ -459,9 +459,12 @@ class _Loop:
         described = found.described
         settings = TrainingConfig(**described["config"])
         settings = replace(settings, batches_per_step=settings.batches_per_step or 1)
-        if described.get("made_with") != self._made_with() or settings != self.config:
+        made_with = self._made_with()
+        was_made_with = {"data": made_with["data"]} | (described.get("made_with") or {})  # older ones do not name it
+        if was_made_with != made_with or settings != self.config:
             raise TrainingError(
-                f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker",
+                f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker, or on "
+                "other questions",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
         self.run.network.load_state_dict(found.of("weights"), strict=False)
@@ -481,6 +484,7 @@ class _Loop:
             "network": described_hypernetwork(self.run.network),
             "reranker": None if reranker is None else reranker.fingerprint,
             "beside": None if beside is None else beside.network.fingerprint(),
+            "data": self.run.data.fingerprint(),
         }
         if (teacher := self.run.signals.teacher) is not None:
             made_with["teacher"] = teacher.fingerprint()

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,7 +93,9 @@ def train_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     trained = model.trained
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=config.weight_decay)
-    made_with: dict[str, object] = {"base": base_digest, "config": asdict(config), "trained": sorted(trained)}
+    made_with: dict[str, object] = {
+        "base": base_digest, "config": asdict(config), "trained": sorted(trained), "data": data.fingerprint(),
+    }  # fmt: skip
     kept, seconds = _resume(folder / "checkpoint", model, optimizer, made_with)
     started, saved_at = time.monotonic() - seconds, time.monotonic()
 
@@ -138,6 +140,8 @@ def train_pairs(
     if kept is None:
         raise no_steps()
     keep(kept)
+    if run.held_out and kept.gold_first is None:  # the time ran out between two steps
+        kept = replace(kept, gold_first=run.gold_first())
     model.model.eval()
     return kept
 
@@ -151,8 +155,8 @@ def _resume(
         return None, 0.0
     if found.described.get("made_with") != made_with:
         raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings or from another reranker", kept="the checkpoint",
-            fix="train with the settings of that run, or into another folder",
+            f"{folder} holds a checkpoint of a run with other settings or from another reranker, or on other questions",
+            kept="the checkpoint", fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     model.model.load_state_dict(found.of("weights"), strict=False)
     found.restore(optimizer)

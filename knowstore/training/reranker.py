@@ -164,6 +164,7 @@ def train_reranker(
     checkpoint = folder / "checkpoint"
     made_with: dict[str, object] = {
         "base": model.base.digest, "config": asdict(config), "start": None if start is None else asdict(start),
+        "data": data.fingerprint(),
     }  # fmt: skip
     judged: list[Judged] | None = None
     kept, seconds = _resume(checkpoint, model, optimizer, made_with)
@@ -455,7 +456,8 @@ def _resume(
         return None, 0.0
     if found.described.get("made_with") != made_with:
         raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start",
+            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start, or on other "
+            "questions",
             kept="the checkpoint", fix="train with the settings of that run, or into another folder",
         )  # fmt: skip
     model.set_weights(found.of("weights"))

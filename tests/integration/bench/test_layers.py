@@ -12,7 +12,7 @@ import pytest
 from knowstore.bench import LayersConfig, can_plot, plot_layers, run_layers
 from knowstore.bench.controls import ControlBench
 from knowstore.config import ModelConfig
-from knowstore.errors import ConfigError
+from knowstore.errors import ConfigError, TrainingError
 from knowstore.experts import load_hypernetwork
 from knowstore.training import TrainingConfig
 
@@ -81,8 +81,27 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_layers_that_lack(
     assert scored == [0, 0, 2, 2, 2]
     assert [row["layer"] for row in found["rows"]] == [0, 2]
     assert (tmp_path / "layer-2" / "training" / "log.jsonl").read_text("utf-8") == log  # not trained again
-    with pytest.raises(ConfigError, match="had other settings or files"):
-        run_layers([questions], [questions], tmp_path, config=replace(config, limit=3), models=tiny_models)
+    for other in (replace(config, limit=3), tiny_models), (config, replace(tiny_models, device="cuda")):
+        with pytest.raises(ConfigError, match="had other settings, models or files"):
+            run_layers([questions], [questions], tmp_path, config=other[0], models=other[1])
+
+
+def test_a_mistake_in_the_files_costs_no_training_and_can_be_mended(
+    tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knowstore.bench.layers._train", lambda *_: pytest.fail("a layer was trained"))
+    for train, data in (("missing", questions), (questions, "missing")):
+        with pytest.raises(TrainingError, match="missing cannot be read"):
+            run_layers([Path(train)], [Path(data)], tmp_path, config=CONFIG, models=tiny_models)
+    few = tmp_path / "few.jsonl"
+    few.write_text(questions.read_text("utf-8").splitlines()[0], "utf-8")
+    with pytest.raises(ConfigError, match="controls need two"):
+        run_layers([questions], [few], tmp_path, config=CONFIG, models=tiny_models)
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        run_layers([questions], [questions], tmp_path, config=replace(CONFIG, layers=(7,)), models=tiny_models)
+    monkeypatch.undo()
+    found: Any = run_layers([questions], [questions], tmp_path, config=replace(CONFIG, layers=(0,)), models=tiny_models)
+    assert len(found["rows"]) == 1
 
 
 @pytest.mark.parametrize("layers", [(), (0, 0), (1, 3)])

@@ -16,7 +16,7 @@ from knowstore.baselines.search import TaughtSearch
 from knowstore.bench import can_plot, plot_methods, run_methods
 from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
-from knowstore.config import ModelConfig
+from knowstore.config import ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
 from knowstore.records import Passage
 
@@ -84,6 +84,14 @@ def test_of_passages_that_say_nearly_the_same_the_newest_is_found_as_by_ask(tiny
         chosen[finds] = [one.text for one in search.choose(taught, [question])[0]]
     assert chosen[True] == [texts[0]]
     assert sorted(chosen[False]) == sorted(texts)
+
+
+def test_a_passage_that_was_taught_often_takes_the_place_of_no_other(tiny_models: ModelConfig) -> None:
+    search = TaughtSearch(LoadedModels(tiny_models), finds_passages=True)
+    often, once = search.index(Passage("The river Tiber flows.", "Rome")), search.index(Passage("Lyon is old.", "Lyon"))
+    vector = often.item.vector
+    assert vector is not None
+    assert search._found([once, *[often] * RetrievalConfig.n_candidates], vector) == [RetrievalConfig.n_candidates, 0]
 
 
 def test_passages_that_were_found_are_read_with_the_reader_where_there_is_one(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from knowstore.bench import SequenceConfig, can_plot, plot_sequence, run_methods, run_sequence
 from knowstore.bench.sequence import why_lost
+from knowstore.bench.teaching import AskedCases
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
@@ -75,6 +76,23 @@ def test_a_method_that_knows_nothing_is_taught_no_more(tiny_models: ModelConfig,
         pytest.skip("extra `plots` is not installed")
     plot_sequence(found, tmp_path / "sequence.png")
     assert (tmp_path / "sequence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_what_is_to_be_left_alone_only_taught_passages_are_mounted_or_read(
+    tiny_models: ModelConfig, edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nats(asked: AskedCases, *_: object) -> list[float]:
+        left.append([len(case.edits) for case in asked.cases])
+        assert [len(case.passages) for case in asked.cases] == left[-1]
+        return real(asked, *_)
+
+    left: list[list[int]] = []
+    real = AskedCases.nats
+    monkeypatch.setattr(AskedCases, "nats", nats)
+    monkeypatch.setattr("knowstore.bench.sequence.why_lost", lambda *_: "")
+    found: Any = run_sequence(edits, config=SMALL, methods=["rag", "experts"], models=tiny_models, cache_dir=tmp_path)
+    assert left == [[0] * 4] + [[1, 1, 0, 0], [1] * 4] * 2
+    assert [row["unrelated"] > 0 for row in found["rows"]] == [True] * 6
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,25 @@ def test_fine_tuning_that_was_cut_off_ends_as_one_that_was_not(
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     with pytest.raises(TrainingError, match="other settings or from another reranker"):
         fine_tuned(gemma_reranker, data, tmp_path / "cut", replace(config, seed=1))
+    with pytest.raises(TrainingError, match="on other questions"):
+        fine_tuned(gemma_reranker, replace(data, questions=data.questions[1:]), tmp_path / "cut", config)
+
+
+def test_a_run_that_ends_by_the_clock_is_validated(
+    gemma_reranker: Path, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("knowstore.training.pairs.time.monotonic", lambda: now[0])
+
+    def pass_time(progress: RerankerProgress) -> None:
+        now[0] = 61.0 if progress.step == 2 else 0.0
+
+    config = replace(CONFIG, steps=None, minutes=1.0)
+    for call in ("the first", "one that finds the run ended"):
+        model = load_pairs(gemma_reranker)
+        kept = train_pairs(model, data, everything(data), config, tmp_path, on_progress=pass_time)
+        assert kept.step == 2
+        assert kept.gold_first is not None, call
 
 
 @needs_peft

@@ -220,8 +220,10 @@ def test_the_log_holds_every_step_and_the_validations(train: Train, tmp_path: Pa
     assert [line["gold_first"] is not None for line in lines] == [False, False, False, True, False, True]
 
 
-def test_a_checkpoint_of_other_settings_is_refused(train: Train) -> None:
+def test_a_checkpoint_of_other_settings_or_data_is_refused(train: Train, data: TrainingData) -> None:
     train(replace(CONFIG, steps=1))
+    with pytest.raises(TrainingError, match="on other questions"):
+        train(replace(CONFIG, steps=1), rows=replace(data, questions=data.questions[::-1]))
     with pytest.raises(TrainingError, match="a run with other settings"):
         train(replace(CONFIG, steps=1, head_rate=1e-3))
 

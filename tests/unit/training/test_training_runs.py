@@ -201,6 +201,20 @@ def test_a_tenth_of_the_questions_is_kept_out_unless_a_number_is_given(data: Tra
     assert n_kept_out(30, data) == 30
 
 
+def test_a_checkpoint_on_other_questions_is_refused(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    settings = replace(CONFIG, steps=1)
+    train_hypernetwork(load_hypernetwork(tiny_hypernetwork_dir), tiny_llm, data, settings, tmp_path)
+    other = replace(data, questions=data.questions[::-1])
+    with pytest.raises(TrainingError, match="on other questions"):
+        train_hypernetwork(load_hypernetwork(tiny_hypernetwork_dir), tiny_llm, other, settings, tmp_path)
+    described = json.loads((tmp_path / "checkpoint" / "run.json").read_text("utf-8"))
+    del described["made_with"]["data"]  # as it was written before
+    (tmp_path / "checkpoint" / "run.json").write_text(json.dumps(described), "utf-8")
+    assert train_hypernetwork(load_hypernetwork(tiny_hypernetwork_dir), tiny_llm, data, settings, tmp_path).step == 1
+
+
 def test_a_checkpoint_of_another_hypernetwork_or_reranker_is_refused(
     train: Train, tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path
 ) -> None:
