@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from knowstore._loaded import LoadedModels
-from knowstore.baselines import Edit, EditQuestion, usable_methods
+from knowstore.baselines import METHODS, Edit, EditQuestion, usable_methods
 from knowstore.baselines.read import ReadPassages
 from knowstore.baselines.search import TaughtSearch
 from knowstore.bench import can_plot, plot_methods, run_methods
@@ -152,6 +153,13 @@ def test_methods_that_lack_something_are_named_with_what_they_lack(tmp_path: Pat
     lacks = usable_methods([], [])
     assert [name for name, lack in lacks.items() if lack.startswith("--")] == ["memit", "mend", "malmen"]
     assert not any(lack.startswith("--") for lack in usable_methods([tmp_path], [tmp_path]).values())
+
+
+def test_the_commands_name_every_method() -> None:
+    for name in ("methods", "sequence"):
+        shown = CliRunner().invoke(app, ["bench", name, "--help"]).stdout
+        told = {"base", "rag", "experts"} if name == "sequence" else set()  # of use to compare with alone
+        assert all(re.search(rf"\b{method}\b", shown) for method in METHODS.keys() - told), shown
 
 
 def test_the_command_wants_something_to_measure() -> None:
