@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
+from knowstore.experts import FrozenLLM, load_llm
 from knowstore.records import Passage
 
 
@@ -107,6 +110,19 @@ def test_passages_that_were_found_are_read_with_the_reader_where_there_is_one(
             served = edited.serve([EditQuestion("Where does Rome lie?", (0,))])
         assert [[one.text for one in some] for some in served.passages or ()] == [[edit.passage.text]]
         assert (served.experts is None) == (reader == "none")
+
+
+def test_loading_the_model_is_not_what_the_first_method_takes(
+    tiny_models: ModelConfig, edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_late(path: Path, **options: Any) -> FrozenLLM:
+        time.sleep(0.5)
+        return load_llm(path, **options)
+
+    monkeypatch.setattr("knowstore.experts.load_llm", load_late)
+    found: Any = run_methods([edits], methods=["rag"], models=tiny_models, limit=1, max_tokens=2, cache_dir=tmp_path)
+    assert found["seconds"] > 0.5
+    assert all(cost["prepare_s"] < 0.5 for cost in found["costs"])
 
 
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
