@@ -74,7 +74,7 @@ def methods(
     method: Annotated[
         list[str],
         typer.Option(
-            help="base, rag, experts, found, lora, memit, mend or malmen; may be repeated. All usable if not given."
+            help="base, rag, experts, found, read, lora, memit, mend, malmen; may be repeated. All usable if not given."
         ),
     ] = [],  # noqa: B006
     corpus: Annotated[

@@ -30,7 +30,7 @@ Folder = Annotated[
 ]
 Minutes = Annotated[float | None, typer.Option(help="How long to train.")]
 Steps = Annotated[int | None, typer.Option(help="How many steps to train, instead of minutes.")]
-BatchQuestions = Annotated[int | None, typer.Option(help="Most questions of a step.")]
+BatchQuestions = Annotated[int | None, typer.Option(min=1, help="Most questions of a step.")]
 LearningRate = Annotated[float | None, typer.Option(help="The highest learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")]
 
@@ -330,9 +330,11 @@ def reranker(
     output: Folder,
     minutes: Minutes = None,
     steps: Steps = None,
-    batch_size: Annotated[int | None, typer.Option(help="Questions of a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Questions of a step.")] = None,
     seed: Seed = None,
-    n_negatives: Annotated[int | None, typer.Option(help="Passages that do not answer, for each question.")] = None,
+    n_negatives: Annotated[
+        int | None, typer.Option(min=0, help="Passages that do not answer, for each question.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="A reranker to fine-tune: a directory or a hub id of the BGE family or alike.")
     ] = None,

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,7 +144,7 @@ def run_peers(
 
 
 def _drawn(data: Path, corpus: Sequence[Path], config: PeersConfig) -> tuple[list[GoldQuestion], list[Passage]]:
-    """Questions, and their passages among others, in a drawn order."""
+    """Questions, and their passages among others, in a drawn order; questions on a text share its passage."""
     asked, passages = load_corpus(data, corpus, config.limit, config.seed)
     gold = {text_key(one.passage): one.passage for one in asked}
     others = [passage for passage in passages if text_key(passage) not in gold]
@@ -158,7 +158,7 @@ def _drawn(data: Path, corpus: Sequence[Path], config: PeersConfig) -> tuple[lis
     drawn = random.Random(config.seed)
     chosen = [*gold.values(), *drawn.sample(others, config.n_passages - len(gold))]
     drawn.shuffle(chosen)
-    return asked, chosen
+    return [replace(one, passage=gold[text_key(one.passage)]) for one in asked], chosen
 
 
 def _size_bytes(folder: Path) -> int:

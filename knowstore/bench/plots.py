@@ -105,7 +105,8 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.axhline(0.0, linestyle=":", color=_COLOURS["none"])
         axes.set_xlabel("0-based layer of the experts")
         axes.set_ylabel("right passage's minus another's, in %")
-        axes.set_title(f"{name}, {some[0]['n']} questions, {some[0]['steps']:,} steps", fontsize=10)
+        steps = " to ".join(f"{n:,}" for n in sorted({f([row["steps"] for row in some]) for f in (min, max)}))
+        axes.set_title(f"{name}, {some[0]['n']} questions, {steps} steps", fontsize=10)
         axes.legend()
     figure.savefig(path)
 

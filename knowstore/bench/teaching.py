@@ -89,8 +89,9 @@ def usable_names(corpus: Sequence[Path], train: Sequence[Path]) -> list[str]:
 
 
 def _prepare(method: Method, loaded: LoadedModels, on_progress: OnProgress | None) -> float:
+    llm = loaded.llm  # which the first to ask for it loads
     started = time.perf_counter()
-    method.prepare(loaded.llm, on_progress)
+    method.prepare(llm, on_progress)
     return time.perf_counter() - started
 
 

@@ -172,7 +172,7 @@ def train_reranker(
     started, saved_at = time.monotonic() - seconds, time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
-            rate = min(1, (step + 1) / config.warmup) * (0.03 + 0.97 * (1 - fraction))
+            rate = min(1, (step + 1) / max(config.warmup, 1)) * (0.03 + 0.97 * (1 - fraction))
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate
             model.train()

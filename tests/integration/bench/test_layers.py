@@ -61,6 +61,15 @@ def test_each_layer_is_trained_alike_and_scored_against_another_passage(
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(not can_plot(), reason="extra `plots` is not installed")
+@pytest.mark.parametrize(("steps", "said"), [((1200, 1200), "1,200 steps"), ((1200, 950), "950 to 1,200 steps")])
+def test_the_picture_says_how_long_each_layer_was_trained(steps: tuple[int, int], said: str, tmp_path: Path) -> None:
+    gains = {"em_gain": 0.1, "em_gain_ci": (0.0, 0.2), "f1_gain": 0.1, "f1_gain_ci": (0.0, 0.2)}
+    rows = [{"layer": layer, "data": "qa", "n": 4, "steps": n, **gains} for layer, n in enumerate(steps)]
+    plot_layers(rows, tmp_path / "layers.svg")
+    assert f"<!-- qa, 4 questions, {said} -->" in (tmp_path / "layers.svg").read_text("utf-8")
+
+
 def test_a_sweep_that_was_cut_off_goes_on_with_the_layers_that_lack(
     tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

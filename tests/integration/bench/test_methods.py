@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from knowstore._loaded import LoadedModels
-from knowstore.baselines import Edit, EditQuestion, usable_methods
+from knowstore.baselines import METHODS, Edit, EditQuestion, usable_methods
 from knowstore.baselines.read import ReadPassages
 from knowstore.baselines.search import TaughtSearch
 from knowstore.bench import can_plot, plot_methods, run_methods
@@ -18,6 +21,7 @@ from knowstore.bench.memory import PeakMemory
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
+from knowstore.experts import FrozenLLM, load_llm
 from knowstore.records import Passage
 
 
@@ -108,6 +112,19 @@ def test_passages_that_were_found_are_read_with_the_reader_where_there_is_one(
         assert (served.experts is None) == (reader == "none")
 
 
+def test_loading_the_model_is_not_what_the_first_method_takes(
+    tiny_models: ModelConfig, edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_late(path: Path, **options: Any) -> FrozenLLM:
+        time.sleep(0.5)
+        return load_llm(path, **options)
+
+    monkeypatch.setattr("knowstore.experts.load_llm", load_late)
+    found: Any = run_methods([edits], methods=["rag"], models=tiny_models, limit=1, max_tokens=2, cache_dir=tmp_path)
+    assert found["seconds"] > 0.5
+    assert all(cost["prepare_s"] < 0.5 for cost in found["costs"])
+
+
 def test_memit_without_a_corpus_says_what_to_give(tiny_models: ModelConfig, edits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="MEMIT needs a corpus") as caught:
         run_methods([edits], methods=["memit"], models=tiny_models, cache_dir=tmp_path)
@@ -152,6 +169,13 @@ def test_methods_that_lack_something_are_named_with_what_they_lack(tmp_path: Pat
     lacks = usable_methods([], [])
     assert [name for name, lack in lacks.items() if lack.startswith("--")] == ["memit", "mend", "malmen"]
     assert not any(lack.startswith("--") for lack in usable_methods([tmp_path], [tmp_path]).values())
+
+
+def test_the_commands_name_every_method() -> None:
+    for name in ("methods", "sequence"):
+        shown = CliRunner().invoke(app, ["bench", name, "--help"]).stdout
+        told = {"base", "rag", "experts"} if name == "sequence" else set()  # of use to compare with alone
+        assert all(re.search(rf"\b{method}\b", shown) for method in METHODS.keys() - told), shown
 
 
 def test_the_command_wants_something_to_measure() -> None:

@@ -183,6 +183,18 @@ def test_without_the_extra_it_says_what_to_install(
     assert "knowstore[peers]" in refused.value.fix
 
 
+def test_questions_on_one_text_have_the_passage_that_is_added(corpus: Path, tmp_path: Path) -> None:
+    rows = [
+        {"question": f"{title}?", "answers": ["here"], "passage": {"title": title, "text": text}}
+        for title, text in (("Rome", "It lies here."), ("The city of Rome", "It  lies here."))
+    ]
+    asked, passages = peers._drawn(
+        written(tmp_path / "twins.jsonl", rows), [corpus], PeersConfig(n_passages=10, n_parts=1)
+    )
+    assert len(passages) == 10
+    assert {one.passage.passage_id for one in asked} <= {one.passage_id for one in passages}
+
+
 @pytest.mark.parametrize("n_passages", [12, 16])
 def test_there_must_be_as_many_passages_as_are_added(
     n_passages: int, questions: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch

@@ -227,5 +227,6 @@ def test_the_command_fine_tunes_what_base_names(
     assert (record["steps"], record["null_threshold"]) == (1, None)
     assert record["size_bytes"] == (output / "model.safetensors").stat().st_size
     assert (output / "tokenizer.json").exists()
-    refused = CliRunner().invoke(app, [*how, *models, "--lora-rank", "2", "--output", str(output)])
-    assert refused.exit_code == 2
+    for wrong in (["--lora-rank", "2"], ["--batch-size", "0"], ["--n-negatives", "-1"]):
+        refused = CliRunner().invoke(app, [*how, *models, *wrong, "--output", str(output)])
+        assert refused.exit_code == 2, wrong

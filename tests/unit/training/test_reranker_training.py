@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from knowstore.encoders import load_base
@@ -211,6 +212,13 @@ def test_the_same_seed_gives_the_same_weights_and_the_embeddings_stay(train: Tra
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed
     assert not any(name.startswith("embeddings.") for name in changed)
+
+
+def test_a_run_without_a_warmup_is_at_its_full_rate_at_once(train: Train, tmp_path: Path) -> None:
+    train(replace(CONFIG, steps=1, warmup=0), "none")
+    train(replace(CONFIG, steps=1, warmup=1), "one step")
+    none, one = (load_file(tmp_path / run / "checkpoint" / "step-1.safetensors") for run in ("none", "one step"))
+    assert all(torch.equal(tensor, one[name]) for name, tensor in none.items())
 
 
 def test_the_log_holds_every_step_and_the_validations(train: Train, tmp_path: Path) -> None:
