@@ -6,7 +6,6 @@ from knowstore.training.pairs import PairTrainingConfig, train_pairs
 from knowstore.training.ranks import Ranks, joined_ranks
 from knowstore.training.reranker import (
     Judged,
-    RerankerProgress,
     RerankerTrainingConfig,
     accuracies,
     calibrate,
@@ -15,6 +14,7 @@ from knowstore.training.reranker import (
     mine,
     train_reranker,
 )
+from knowstore.training.steps import RerankerProgress
 
 __all__ = [
     "Judged",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,9 +13,8 @@ from torch.nn.functional import softplus
 
 from knowstore.errors import TrainingError
 from knowstore.retrieval.joint import UNREAD, JointConfig, JointModel, JointReranker
-from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import QuestionRow, TrainingData
-from knowstore.training.extent import fraction_done, n_kept_out, no_steps
+from knowstore.training.steps import RerankerProgress, StepsConfig, keep_out, train_steps
 
 Search = Callable[[str], Sequence[int]]
 """Gives the indices of the passages that a question finds, best first."""
@@ -30,52 +26,18 @@ _TEMPERATURES = torch.logspace(-1, 1, 201, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class RerankerTrainingConfig:
-    """How a reranker is trained.
+class RerankerTrainingConfig(StepsConfig):
+    """How a reranker is trained; see `StepsConfig`. `encoder_rate` and `head_rate` are the highest learning rates.
 
-    The run ends after `minutes`, or after `steps` when that is given. Learning rates rise over `warmup` steps and
-    fall linearly over the run. A question comes with its own passage and `n_negatives` of the `n_mined` best
-    passages that a search finds and that do not answer it. `calibration_weight` weighs what makes a score of 0
-    mean as likely relevant as not, `word_weight` what tells the words of the answer within its passage. Without
-    negatives the model learns where in a passage an answer stands and nothing of which passage holds it.
-    `n_held_out` questions (a tenth of them and at most 200 when None), with the passages that they stand in, are kept
-    out to validate, each among `n_candidates` passages.
+    `calibration_weight` weighs what makes a score of 0 mean as likely relevant as not, `word_weight` what tells the
+    words of the answer within its passage. Without negatives the model learns where in a passage an answer stands and
+    nothing of which passage holds it.
     """
 
-    minutes: float = 60.0
-    batch_size: int = 16
-    n_negatives: int = 1
-    n_mined: int = 6
     encoder_rate: float = 8e-5
     head_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 50
-    max_gradient_norm: float = 2.0
     calibration_weight: float = 0.2
     word_weight: float = 0.5
-    n_held_out: int | None = None
-    n_candidates: int = 6
-    validate_every: int = 300
-    checkpoint_every_s: float = 300.0
-    seed: int = 0
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class RerankerProgress:
-    """One line of the log.
-
-    `loss` is that of Eq. 8, in nats. On the questions kept out: `sentence_accuracy`, how often the best sentence of
-    the gold passage answers, and `gold_first`, how often that passage comes first.
-    """
-
-    step: int
-    seconds: float
-    fraction: float
-    loss: float
-    gradient_norm: float
-    sentence_accuracy: float | None = None
-    gold_first: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +107,6 @@ def train_reranker(
         TrainingError: fewer questions than a batch, no other passage or no search for it, a run without a step, a
             checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, data, search, config)
     if len(run.train) < config.batch_size or len(data.passages) < 2 or (config.n_negatives and search is None):
         raise TrainingError(
@@ -161,56 +122,12 @@ def train_reranker(
         ],
         weight_decay=config.weight_decay,
     )
-    checkpoint = folder / "checkpoint"
-    made_with: dict[str, object] = {
+    made_with = {
         "base": model.base.digest, "config": asdict(config), "start": None if start is None else asdict(start),
         "data": data.fingerprint(),
     }  # fmt: skip
-    judged: list[Judged] | None = None
-    kept, seconds = _resume(checkpoint, model, optimizer, made_with)
-    step = 0 if kept is None else kept.step
-    started, saved_at = time.monotonic() - seconds, time.monotonic()
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        while (fraction := _fraction(config, step, time.monotonic() - started)) < 1:
-            rate = min(1, (step + 1) / max(config.warmup, 1)) * (0.03 + 0.97 * (1 - fraction))
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * rate
-            model.train()
-            losses = run.losses(run.batch(step), random.Random(f"{config.seed}/{step}"))
-            loss = losses.contrast + config.calibration_weight * losses.calibration + config.word_weight * losses.words
-            if not math.isfinite(loss.item()):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}", kept=f"the last checkpoint in {checkpoint}",
-                    fix="run again with lower learning rates",
-                )  # fmt: skip
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(trained.values(), config.max_gradient_norm).item()
-            optimizer.step()
-            step, judged = step + 1, None
-            quality: tuple[float | None, float | None] = (None, None)
-            is_last = _fraction(config, step, time.monotonic() - started) >= 1
-            if run.held_out and (is_last or step % config.validate_every == 0):
-                judged = run.judge()
-                quality = accuracies(judged)
-            elapsed = time.monotonic() - started
-            kept = RerankerProgress(step, elapsed, fraction, losses.contrast.item(), norm, *quality)
-            log.write(json.dumps(asdict(kept)) + "\n")
-            log.flush()
-            if on_progress is not None:
-                on_progress(kept)
-            if time.monotonic() - saved_at >= config.checkpoint_every_s:
-                _checkpoint(checkpoint, model, optimizer, made_with, kept, elapsed)
-                saved_at = time.monotonic()
-    if kept is None:
-        raise no_steps()
-    _checkpoint(checkpoint, model, optimizer, made_with, kept, time.monotonic() - started)
-    judged = run.judge() if judged is None else judged
-    if judged:
-        sentence_accuracy, gold_first = accuracies(judged)
-        kept = replace(kept, sentence_accuracy=sentence_accuracy, gold_first=gold_first)
-    threshold, temperature = calibrate(judged)
-    model.eval()
+    kept = train_steps(run, config, optimizer, made_with, folder, on_progress)
+    threshold, temperature = calibrate(run.judged)
     described = JointConfig(
         base_digest=model.base.digest,
         base=base,
@@ -300,15 +217,34 @@ class _Run:
         self._negatives: dict[int, list[int]] = {}
         self._epoch, self._batches = -1, list[list[int]]()
         order = [index for index in range(len(data.questions)) if self.gold(index)]
-        n_held_out = n_kept_out(config.n_held_out, data)
         random.Random(config.seed).shuffle(order)
-        self.kept_out: set[int] = set()
-        self.held_out: list[int] = []
-        for index in order:
-            if len(self.held_out) < n_held_out and data.questions[index].passage not in self.kept_out:
-                self.kept_out.add(data.questions[index].passage)
-                self.held_out.append(index)
+        self.held_out, self.kept_out = keep_out(order, config, data)
+        self.judged: list[Judged] = []
         self.train = [index for index in order if data.questions[index].passage not in self.kept_out]
+
+    @property
+    def module(self) -> nn.Module:
+        """See `Stepped`."""
+        return self.model
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """See `Stepped`."""
+        return self.model.weights()
+
+    def set_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Stepped`."""
+        self.model.set_weights(tensors)
+
+    def step_loss(self, step: int, draw: random.Random) -> tuple[Tensor, float]:
+        """See `Stepped`."""
+        losses, config = self.losses(self.batch(step), draw), self.config
+        further = config.calibration_weight * losses.calibration + config.word_weight * losses.words
+        return losses.contrast + further, losses.contrast.item()
+
+    def validate(self) -> tuple[float | None, float | None]:
+        """See `Stepped`; `judged` is what it was found by."""
+        self.judged = self.judge()
+        return accuracies(self.judged)
 
     def gold(self, question: int) -> list[int]:
         """The sentences of the gold passage that hold the answer and are read beside the question."""
@@ -430,36 +366,3 @@ class _Run:
             if other != gold and (other not in self.kept_out or len(self.kept_out) >= n_passages - 1):
                 drawn.append(other)
         return drawn
-
-
-def _fraction(config: RerankerTrainingConfig, step: int, seconds: float) -> float:
-    """How much of the run is behind."""
-    return fraction_done(seconds, 60 * config.minutes) if config.steps is None else fraction_done(step, config.steps)
-
-
-def _checkpoint(
-    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, made_with: dict[str, object],
-    kept: RerankerProgress, seconds: float,
-) -> None:  # fmt: skip
-    """Keep the state of the run."""
-    tensors = {f"weights/{name}": tensor for name, tensor in model.weights().items()}
-    described = {"kept": asdict(kept), "seconds": seconds, "made_with": made_with}
-    write_checkpoint(folder, kept.step, described, tensors, optimizer)
-
-
-def _resume(
-    folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, made_with: dict[str, object]
-) -> tuple[RerankerProgress | None, float]:
-    """Take up a checkpoint, if there is one; gives its last step's line of the log, and the seconds of the run."""
-    found = read_checkpoint(folder)
-    if found is None:
-        return None, 0.0
-    if found.described.get("made_with") != made_with:
-        raise TrainingError(
-            f"{folder} holds a checkpoint of a run with other settings, another encoder or another start, or on other "
-            "questions",
-            kept="the checkpoint", fix="train with the settings of that run, or into another folder",
-        )  # fmt: skip
-    model.set_weights(found.of("weights"))
-    found.restore(optimizer)
-    return RerankerProgress(**found.described["kept"]), found.described["seconds"]

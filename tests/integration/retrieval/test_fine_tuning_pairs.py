@@ -150,7 +150,7 @@ def test_fine_tuning_that_was_cut_off_ends_as_one_that_was_not(
     assert steps == [4, 5, 6]  # the fourth was not kept any more
     first, second = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    with pytest.raises(TrainingError, match="other settings or from another reranker"):
+    with pytest.raises(TrainingError, match="a run with other settings, from another start"):
         fine_tuned(gemma_reranker, data, tmp_path / "cut", replace(config, seed=1))
     with pytest.raises(TrainingError, match="on other questions"):
         fine_tuned(gemma_reranker, replace(data, questions=data.questions[1:]), tmp_path / "cut", config)
@@ -160,7 +160,7 @@ def test_a_run_that_ends_by_the_clock_is_validated(
     gemma_reranker: Path, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("knowstore.training.pairs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("knowstore.training.steps.time.monotonic", lambda: now[0])
 
     def pass_time(progress: RerankerProgress) -> None:
         now[0] = 61.0 if progress.step == 2 else 0.0

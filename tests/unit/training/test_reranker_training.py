@@ -193,7 +193,7 @@ def test_a_run_that_time_ends_is_judged_by_its_last_weights(told: Told, monkeypa
         judged.append(run.model.head.weight.detach().clone())
         return [Judged(torch.zeros(1, 1), torch.ones(1, dtype=torch.bool))]
 
-    monkeypatch.setattr("knowstore.training.reranker._fraction", lambda *_: next(fractions))
+    monkeypatch.setattr("knowstore.training.steps._fraction", lambda *_: next(fractions))
     monkeypatch.setattr(_Run, "judge", judge_now)
     trained, kept = told(replace(CONFIG, validate_every=2))
     assert kept.step == 3
