@@ -18,7 +18,27 @@ from .audit import describe_all
 from .registration import command, group
 from .session import Session, given
 
+QuestionFiles = Annotated[
+    list[Path],
+    typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."),
+]
+QuestionFile = Annotated[
+    Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
+]
+Corpus = Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")]
+UsualText = Annotated[
+    list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
+]
+EditorSets = Annotated[
+    list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
+]
+EditorSteps = Annotated[int, typer.Option(min=1, help="Training steps of the networks of mend and malmen.")]
+LimitOfFiles = Annotated[int, typer.Option(min=2, help="Questions of each file.")]
+Limit = Annotated[int, typer.Option(min=1, help="Questions that are asked.")]
+QuestionSeed = Annotated[int, typer.Option(help="Draws the questions.")]
+
 _LAYERS = (4, 8, 12, 16, 20)
+_NOTHING = "nothing, for a measurement changes nothing"
 
 bench = group(
     "bench", "Measure what experts carry, and how long questions take.", "knowstore bench controls --data qa.jsonl"
@@ -28,14 +48,9 @@ bench = group(
 @command(bench, example="knowstore bench controls --data qa.jsonl --limit 100")
 def controls(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
-    limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    data: QuestionFiles,
+    limit: LimitOfFiles = 200,
+    seed: QuestionSeed = 0,
     counterfactual: Annotated[
         bool, typer.Option("--counterfactual", help="Give each row's counterfactual_text, and ask for its answer.")
     ] = False,
@@ -52,7 +67,7 @@ def controls(
     """
     from knowstore.bench import plot_controls, run_controls
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     found: dict[str, Any] = run_controls(
         data, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
         on_progress=session.output.progress,
@@ -77,13 +92,9 @@ def methods(
             help="base, rag, experts, found, read, lora, memit, mend, malmen; may be repeated. All usable if not given."
         ),
     ] = [],  # noqa: B006
-    corpus: Annotated[
-        list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
-    ] = [],  # noqa: B006
-    train: Annotated[
-        list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
-    ] = [],  # noqa: B006
-    editor_steps: Annotated[int, typer.Option(min=1, help="Training steps of the networks of mend and malmen.")] = 500,
+    corpus: UsualText = [],  # noqa: B006
+    train: EditorSets = [],  # noqa: B006
+    editor_steps: EditorSteps = 500,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Teach all passages one after another before asking.")
     ] = False,
@@ -99,7 +110,7 @@ def methods(
 
     if not data and not edits:
         raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         session.kept = f"what was measured so far, in {output / 'methods.json'}"
@@ -130,13 +141,9 @@ def sequence(
         list[str],
         typer.Option(help="found, read, lora, memit, mend or malmen; may be repeated. All usable if not given."),
     ] = [],  # noqa: B006
-    corpus: Annotated[
-        list[Path], typer.Option(help="Passages {title, text} of usual text, which MEMIT needs; may be repeated.")
-    ] = [],  # noqa: B006
-    train: Annotated[
-        list[Path], typer.Option(help="Edit sets to train the networks of mend and malmen on; may be repeated.")
-    ] = [],  # noqa: B006
-    editor_steps: Annotated[int, typer.Option(min=1, help="Training steps of these networks.")] = 500,
+    corpus: UsualText = [],  # noqa: B006
+    train: EditorSets = [],  # noqa: B006
+    editor_steps: EditorSteps = 500,
     batches: Annotated[int, typer.Option(min=1, help="Edit batches.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 10,
     seed: Annotated[int, typer.Option(help="Draws the rows.")] = 0,
@@ -153,7 +160,7 @@ def sequence(
     """
     from knowstore.bench import SequenceConfig, plot_sequence, run_sequence
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         session.kept = f"what was measured so far, in {output / 'sequence.json'}"
@@ -174,19 +181,14 @@ def sequence(
 @command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")
 def codecs(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
-    limit: Annotated[int, typer.Option(min=2, help="Questions of each file.")] = 200,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    data: QuestionFiles,
+    limit: LimitOfFiles = 200,
+    seed: QuestionSeed = 0,
 ) -> None:
     """Count what each codec takes on disk and what it costs in right answers; needs no store."""
     from knowstore.bench import run_codecs
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     found: dict[str, Any] = run_codecs(
         data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
@@ -196,13 +198,11 @@ def codecs(
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
 def rerank(
     session: Session,
-    data: Annotated[
-        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
-    ],
-    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
-    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 200,
+    data: QuestionFile,
+    corpus: Corpus,
+    limit: Limit = 200,
     candidates: Annotated[int, typer.Option(min=1, help="Passages that are proposed to the reranker.")] = 20,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    seed: QuestionSeed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for rerank.json and, with the extra `plots`, rerank.png.")
     ] = None,
@@ -210,7 +210,7 @@ def rerank(
     """Count how often the right passage comes first in a corpus, before and after the reranker; needs no store."""
     from knowstore.bench import plot_rerank, run_rerank
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     found: dict[str, Any] = run_rerank(
         data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
         on_progress=session.output.progress,
@@ -234,7 +234,7 @@ def locality(
     """Count which answers of the model alone survive experts that are not about the question; needs no store."""
     from knowstore.bench import run_locality
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     found: dict[str, Any] = run_locality(
         data, corpus, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
@@ -244,17 +244,15 @@ def locality(
 @command(bench, example="knowstore bench answers --data qa.jsonl --corpus passages.jsonl.gz")
 def answers(
     session: Session,
-    data: Annotated[
-        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
-    ],
-    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
+    data: QuestionFile,
+    corpus: Corpus,
     top_k: Annotated[list[int] | None, typer.Option(help="Passages mounted or read; may be repeated.")] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Both mounted and read as well.")] = False,
     answer_free: Annotated[
         bool, typer.Option("--answer-free", help="Leave out every passage that is right or holds an accepted answer.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 100,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    limit: Limit = 100,
+    seed: QuestionSeed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for answers.json and, with the extra `plots`, answers.png.")
     ] = None,
@@ -265,7 +263,7 @@ def answers(
     """
     from knowstore.bench import plot_answers, run_answers
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     modes: list[Mode] = ["experts", "rag", "hybrid"] if hybrid else ["experts", "rag"]
     found: dict[str, Any] = run_answers(
         data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed, is_answer_free=answer_free,
@@ -299,7 +297,7 @@ def layers(
     A row's gains are the right passage's expert minus another's. Interrupted, it goes on where it was when it is run
     again with the same options and files; with others it refuses.
     """
-    from knowstore.bench import LayersConfig, can_plot, plot_layers, run_layers
+    from knowstore.bench import LayersConfig, plot_layers, run_layers
     from knowstore.training import TrainingConfig
 
     session.kept = "every layer that was trained; run the same command again to go on"
@@ -308,22 +306,14 @@ def layers(
     found: dict[str, Any] = run_layers(
         train, data, output, config=config, models=session.model_config(), on_progress=session.output.progress
     )
-    if can_plot():
-        plot_layers(found["rows"], output / "layers.png")
-    else:
-        session.output.hint("for a picture: pip install 'knowstore[plots]'")
+    _draw(session, output / "layers.png", lambda path: plot_layers(found["rows"], path))
     _finish(session, found)
 
 
 @command(bench, example="knowstore bench edits --data qa.jsonl --batches 4 --passages 10 --output edits")
 def edits(
     session: Session,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz; may be repeated."
-        ),
-    ],
+    data: QuestionFiles,
     output: Annotated[Path, typer.Option(help="Folder for the store, edits.json and the report.")],
     corpus: Annotated[
         list[Path] | None, typer.Option(help="Passages {title, text} that fill the batches where questions lack.")
@@ -388,7 +378,7 @@ def speed(
     """
     from knowstore.bench import SpeedConfig, plot_speed, run_speed
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     config = SpeedConfig(
         n_passages=limit, ks=_numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
         sizes=_numbers(sizes, "--sizes"), codec=codec, seed=seed,
@@ -416,11 +406,9 @@ def speed(
 @command(bench, example="knowstore bench peers --data qa.jsonl --corpus passages.jsonl.gz")
 def peers(
     session: Session,
-    data: Annotated[
-        Path, typer.Option(help="QA rows {question, answers, passage: {title, text}} as .jsonl or .jsonl.gz.")
-    ],
-    corpus: Annotated[list[Path], typer.Option(help="Passages {title, text} to find them among; may be repeated.")],
-    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 40,
+    data: QuestionFile,
+    corpus: Corpus,
+    limit: Limit = 40,
     passages: Annotated[int, typer.Option(min=1, help="Passages that each system takes in.")] = 1000,
     top_k: Annotated[int, typer.Option(min=1, help="Passages behind an answer.")] = 4,
     seed: Annotated[int, typer.Option(help="Draws questions, passages and the order of everything.")] = 0,
@@ -435,7 +423,7 @@ def peers(
     """
     from knowstore.bench import PeersConfig, plot_peers, run_peers
 
-    session.kept = "nothing, for a measurement changes nothing"
+    session.kept = _NOTHING
     config = PeersConfig(limit=limit, n_passages=passages, top_k=top_k, seed=seed)
     found: dict[str, Any] = run_peers(
         data, corpus, models=session.model_config(), config=config, on_progress=session.output.progress
@@ -454,7 +442,7 @@ def peers(
 def ask(
     session: Session,
     questions: Annotated[Path, typer.Option(help="Rows with a question, as .jsonl or .jsonl.gz.")],
-    limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 100,
+    limit: Limit = 100,
     mode: Annotated[Mode, typer.Option(help="As for `knowstore ask`.")] = "experts",
 ) -> None:
     """Time each stage of `knowstore ask` on this store, with experts on disk and in memory."""
@@ -510,14 +498,18 @@ def _keep(
     session: Session, folder: Path | None, name: str, found: dict[str, Any], plot: Callable[[Path], None]
 ) -> None:
     """Write what a bench found to a folder, if one was named, with a picture where matplotlib is installed."""
-    from knowstore.bench import can_plot
-
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{name}.json", found)
+    _draw(session, folder / f"{name}.png", plot)
+
+
+def _draw(session: Session, path: Path, plot: Callable[[Path], None]) -> None:
+    from knowstore.bench import can_plot
+
     if can_plot():
-        plot(folder / f"{name}.png")
+        plot(path)
     else:
         session.output.hint("for a picture: pip install 'knowstore[plots]'")
 

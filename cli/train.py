@@ -189,10 +189,10 @@ def _network(
         network = load_hypernetwork(path, device=str(llm.device), base=_encoder(session))
         _check_fits(start, network, llm, kind)
         return network
-    reference = session.model_config().retriever
-    encoder = resolve(reference, "retriever", progress=session.output.progress)
-    name = str(encoder.path) if encoder.origin == "directory" else reference
-    return new_hypernetwork(kind, llm, encoder=encoder.path, reference=name, layer=layer, max_norm=max_norm)
+    encoder = resolve(session.model_config().retriever, "retriever", progress=session.output.progress)
+    return new_hypernetwork(
+        kind, llm, encoder=encoder.path, reference=encoder.kept_reference, layer=layer, max_norm=max_norm
+    )
 
 
 @contextmanager
@@ -378,7 +378,6 @@ def reranker(
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
-    encoder_name = str(resolved.path) if resolved.origin == "directory" else models.retriever
     torch.manual_seed(config.seed)
     if start is None:
         model, begun = JointModel(load_base(resolved.path, n_shared=None)), None
@@ -390,7 +389,7 @@ def reranker(
         if config.n_negatives:
             search = stack.enter_context(_search(session, rows))
         trained, kept = train_reranker(
-            model, rows, search, config, work, base=encoder_name, start=begun,
+            model, rows, search, config, work, base=resolved.kept_reference, start=begun,
             on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
         )  # fmt: skip
     quality = _reranker_quality(kept)

@@ -119,12 +119,11 @@ def _train(layer: int, questions: TrainingData, folder: Path, config: LayersConf
     from knowstore.experts import new_hypernetwork
     from knowstore.retrieval import JointReranker
 
-    reference, on_progress = loaded.config.retriever, loaded.on_progress
-    encoder = resolve(reference, "retriever", progress=on_progress)
+    on_progress = loaded.on_progress
+    encoder = resolve(loaded.config.retriever, "retriever", progress=on_progress)
     torch.manual_seed(config.training.seed)
     network = new_hypernetwork(
-        config.kind, loaded.llm, layer=layer, encoder=encoder.path,
-        reference=str(encoder.path) if encoder.origin == "directory" else reference,
+        config.kind, loaded.llm, layer=layer, encoder=encoder.path, reference=encoder.kept_reference,
     )  # fmt: skip
     reranker = loaded.reranker if config.kind == "tokens" else None
 

@@ -88,6 +88,11 @@ class ResolvedModel:
     is_gguf: bool = False
     needs_conversion: bool = False
 
+    @property
+    def kept_reference(self) -> str:
+        """What is written down to find it again from any folder: a directory's path, else the reference."""
+        return str(self.path) if self.origin == "directory" else self.reference
+
 
 @dataclass(frozen=True)
 class UnresolvedModel:
