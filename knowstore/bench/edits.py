@@ -15,6 +15,7 @@ from pathlib import Path
 from knowstore._loaded import OnProgress
 from knowstore.audits import Selection, add_probes, run_audit, summarise, write_report
 from knowstore.bench.corpus import read_questions
+from knowstore.bench.resuming import keep_run
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import normalise
@@ -223,7 +224,8 @@ def run_edits(
     """
     config = config or EditsConfig()
     steps = list(make_steps(with_filling(read_facts(data, config.n_questions), corpus, config), config))
-    _keep_config(output, asdict(config) | asdict(models or ModelConfig()), _digest(steps, unrelated))
+    settings = asdict(config) | asdict(models or ModelConfig())
+    keep_run(output / "config.json", settings, _digest(steps, unrelated), is_begun=(output / "store").exists())
     (output / "sources").mkdir(parents=True, exist_ok=True)
     started, ingest_s = time.perf_counter(), 0.0
     with KnowledgeStore.open(output / "store", models=models, on_progress=on_progress) as store:
@@ -263,33 +265,6 @@ def _digest(steps: Sequence[Step], unrelated: Sequence[Probe]) -> str:
     """What tells a sequence of edit batches and probes from another."""
     described = [asdict(step) for step in steps], [asdict(probe) for probe in unrelated]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _keep_config(output: Path, config: dict[str, object], digest: str) -> None:
-    """Write what is run beside its results, or refuse to go on with a run of something else."""
-    file, wanted = output / "config.json", {"config": config, "digest": digest}
-    if not (output / "store").exists():
-        output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
-        return
-    try:
-        kept = json.loads(file.read_text("utf-8"))
-        settings = {name: (kept["config"].get(name), value) for name, value in config.items()}
-        is_of_same_files = kept["digest"] == digest
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _another_run(output, f"{file.name} beside it cannot be read: {error}") from error
-    if other := [f"{name} is {one}, not {value}" for name, (one, value) in settings.items() if one != value]:
-        raise _another_run(output, "; ".join(other))
-    if not is_of_same_files:
-        raise _another_run(output, "its files held something else")
-
-
-def _another_run(output: Path, why: str) -> ConfigError:
-    return ConfigError(
-        f"the run in {output} is not known to be this one: {why}",
-        kept="that run is as it was",
-        fix="give its options and files to go on with it, or another folder",
-    )
 
 
 def _ingest(store: KnowledgeStore, folder: Path, step: Step, note: str) -> int:

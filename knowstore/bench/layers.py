@@ -6,13 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bench.controls import open_benches, read_cases
+from knowstore.bench.resuming import keep_run
 from knowstore.bench.scoring import share
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
@@ -73,12 +75,9 @@ def run_layers(
     """
     started = time.perf_counter()
     models = replace(models or ModelConfig(), reader=NO_READER)
-    described = {
-        "config": json.loads(json.dumps(asdict(config))),
-        "models": asdict(replace(models, hypernetwork="")),
-        "files": [_digest(path) for path in (*train, *data)],
-    }
-    _keep_settings(output, described)
+    described = asdict(config)
+    settings = described | asdict(replace(models, hypernetwork=""))
+    keep_run(output / "settings.json", settings, _digest([*train, *data]), is_begun=any(output.glob("layer-*")))
     for path in data:
         read_cases(path, config.limit, config.seed)  # refused now, not when a layer was trained
     loaded = LoadedModels(models, on_progress=on_progress)
@@ -97,7 +96,7 @@ def run_layers(
             temporary.write_text(json.dumps(scores) + "\n", "utf-8")
             temporary.replace(folder / "scores.json")
         rows += json.loads((folder / "scores.json").read_text("utf-8"))
-    found = {"rows": rows, "config": described["config"], "seconds": time.perf_counter() - started}
+    found = {"rows": rows, "config": described, "seconds": time.perf_counter() - started}
     (output / "layers.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     return found
 
@@ -169,27 +168,10 @@ def _score(
     return rows
 
 
-def _keep_settings(output: Path, described: Mapping[str, object]) -> None:
-    """Write what is run beside its results, or refuse to go on with a run of something else that trained a layer."""
-    file = output / "settings.json"
-    output.mkdir(parents=True, exist_ok=True)
-    if not any(output.glob("layer-*")):
-        file.write_text(json.dumps(described, indent=1) + "\n", "utf-8")
-        return
-    try:
-        kept = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        kept = None
-    if kept != described:
-        raise ConfigError(
-            f"the run in {output} had other settings, models or files", kept="that run is as it was",
-            fix="give its options and files to go on with it, or another folder",
-        )  # fmt: skip
-
-
-def _digest(path: Path) -> str:
-    """Tells one file from another, whatever it is called; "" for one that cannot be read, which its reader says."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+def _digest(paths: Sequence[Path]) -> str:
+    """Tells files from others, whatever they are called; one that cannot be read is left to its reader."""
+    known = hashlib.sha256()
+    for path in paths:
+        with suppress(OSError):
+            known.update(hashlib.sha256(path.read_bytes()).digest())
+    return known.hexdigest()

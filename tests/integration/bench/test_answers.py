@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "question": f"How high is the tower of village {number}?",
-            "answers": [f"{number} metres"],
-            "passage": {"title": "Village", "text": f"The tower of village {number} is {number} metres high."},
-        }
-        for number in range(3)
-    ]
-    return written(tmp_path / "qa.jsonl", rows)
+def questions(villages: Callable[[int], Path]) -> Path:
+    return villages(3)
 
 
 def test_answers_are_scored_for_each_number_of_passages(

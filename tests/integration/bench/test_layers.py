@@ -83,6 +83,8 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_layers_that_lack(
 
     monkeypatch.setattr(ControlBench, "answers", answers)
     config = replace(CONFIG, kind="pooled")
+    less = tmp_path / "less.jsonl"
+    less.write_text("".join(questions.read_text("utf-8").splitlines(keepends=True)[:3]), "utf-8")
     with pytest.raises(KeyboardInterrupt):
         run_layers([questions], [questions], tmp_path, config=config, models=tiny_models)
     log = (tmp_path / "layer-2" / "training" / "log.jsonl").read_text("utf-8")
@@ -90,9 +92,14 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_layers_that_lack(
     assert scored == [0, 0, 2, 2, 2]
     assert [row["layer"] for row in found["rows"]] == [0, 2]
     assert (tmp_path / "layer-2" / "training" / "log.jsonl").read_text("utf-8") == log  # not trained again
-    for other in (replace(config, limit=3), tiny_models), (config, replace(tiny_models, device="cuda")):
-        with pytest.raises(ConfigError, match="had other settings, models or files"):
-            run_layers([questions], [questions], tmp_path, config=other[0], models=other[1])
+    others: list[tuple[LayersConfig, ModelConfig, Path, str]] = [
+        (replace(config, limit=3), tiny_models, questions, "limit is 4, not 3"),
+        (config, replace(tiny_models, device="cuda"), questions, "device is cpu, not cuda"),
+        (config, tiny_models, less, "its files held something else"),
+    ]
+    for settings, models, data, why in others:
+        with pytest.raises(ConfigError, match=f"is not known to be this one: {why}"):
+            run_layers([questions], [data], tmp_path, config=settings, models=models)
 
 
 def test_a_mistake_in_the_files_costs_no_training_and_can_be_mended(

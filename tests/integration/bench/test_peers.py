@@ -61,16 +61,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "question": f"How high is the tower of village {number}?",
-            "answers": [f"{number} metres"],
-            "passage": {"title": "Village", "text": f"The tower of village {number} is {number} metres high."},
-        }
-        for number in range(6)
-    ]
-    return written(tmp_path / "qa.jsonl", rows)
+def questions(villages: Callable[[int], Path]) -> Path:
+    return villages(6)
 
 
 @needs_peers

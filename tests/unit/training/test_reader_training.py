@@ -15,7 +15,6 @@ from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
 from knowstore.experts import (
     FrozenLLM,
-    PassageInput,
     ReaderConfig,
     ReaderHypernetwork,
     TokensHypernetwork,
@@ -26,30 +25,9 @@ from knowstore.experts.expert import word_weights
 from knowstore.prompts import passages_prompt
 from knowstore.records import Hit
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem
-from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training import TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.reader import ReaderRun
 from knowstore.training.run import Batch, TokensRun
-
-
-@pytest.fixture(scope="module")
-def data() -> TrainingData:
-    """Four passages of two sentences, of different lengths, with a question or two on each."""
-    passages, questions = [], []
-    for number, name in enumerate(("Rome", "Lyon", "Ostia by the sea", "Tiber")):
-        first, second = f"{name} lies on {name}{' far away' * number}.", f"It was founded in {number}."
-        text = f"{first} {second}"
-        passages.append(PassageInput(name, text, ((0, len(first)), (len(first) + 1, len(text)))))
-        questions.append(QuestionRow(f"When was {name} founded?", (f"in {number}",), number, 1))
-        if number % 2:
-            questions.append(QuestionRow("Where does it lie?", (f"on {name}",), number, 0))
-    return TrainingData(tuple(passages), tuple(questions))
-
-
-@pytest.fixture
-def reader(tiny_reader_dir: Path) -> ReaderHypernetwork:
-    loaded = load_hypernetwork(tiny_reader_dir)
-    assert isinstance(loaded, ReaderHypernetwork)
-    return loaded
 
 
 def new_reranker(network: TokensHypernetwork) -> JointReranker:

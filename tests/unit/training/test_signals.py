@@ -15,7 +15,6 @@ from torch.nn.functional import kl_div
 from knowstore.errors import TrainingError
 from knowstore.experts import (
     FrozenLLM,
-    PassageInput,
     PooledConfig,
     PooledHypernetwork,
     ReaderHypernetwork,
@@ -25,7 +24,7 @@ from knowstore.experts import (
 )
 from knowstore.experts.llm import pad_ids
 from knowstore.prompts import passages_prompt
-from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training import TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.pooled import PooledRun
 from knowstore.training.reader import ReaderTeacher
 from knowstore.training.run import Batch, Run, TokensRun
@@ -34,31 +33,10 @@ from knowstore.training.signals import AnswerSteps, Signals, contrast_loss, dist
 WEIGHTS = ("distil_weight", "contrast_weight", "nothing_weight")
 
 
-@pytest.fixture(scope="module")
-def data() -> TrainingData:
-    """Four passages of two sentences with a question or two on each."""
-    passages, questions = [], []
-    for number, name in enumerate(("Rome", "Lyon", "Ostia", "Tiber")):
-        first, second = f"{name} lies on {name}{' far away' * number}.", f"It was founded in {number}."
-        text = f"{first} {second}"
-        passages.append(PassageInput(name, text, ((0, len(first)), (len(first) + 1, len(text)))))
-        questions.append(QuestionRow(f"When was {name} founded?", (f"in {number}",), number, 1))
-        if number % 2:
-            questions.append(QuestionRow("Where does it lie?", (f"on {name}",), number, 0))
-    return TrainingData(tuple(passages), tuple(questions))
-
-
 @pytest.fixture
 def tokens(tiny_hypernetwork_dir: Path) -> TokensHypernetwork:
     loaded = load_hypernetwork(tiny_hypernetwork_dir)
     assert isinstance(loaded, TokensHypernetwork)
-    return loaded
-
-
-@pytest.fixture
-def reader(tiny_reader_dir: Path) -> ReaderHypernetwork:
-    loaded = load_hypernetwork(tiny_reader_dir)
-    assert isinstance(loaded, ReaderHypernetwork)
     return loaded
 
 
