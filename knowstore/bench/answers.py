@@ -71,8 +71,9 @@ def run_answers(
         hits = []
         for step, one in enumerate(asked):
             found = reader.retrieve(one.question, None, Timer())
-            kept = [hit for hit in found if not (_is_gold(one, hit) or _holds_answer(one, hit))]
-            hits.append(kept if is_answer_free else found)
+            if is_answer_free:
+                found = [hit for hit in found if not (_is_gold(one, hit) or _holds_answer(one, hit))]
+            hits.append(found)
             bank.read(hits[-1])
             if on_progress is not None:
                 on_progress("searching", step + 1, len(asked))
