@@ -345,6 +345,11 @@ def reranker(
     start: Annotated[
         str | None, typer.Option("--from", help="A reranker that was trained without --base, to go on from.")
     ] = None,
+    n_shared: Annotated[
+        int | None,
+        typer.Option(min=0, help="The first layers that stay as the retriever's; by default half, or as --from's."),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(min=0, max=0.9, help="Of the encoder, while it is trained.")] = None,
 ) -> None:
     """Train a reranker by Eq. 8: it reads question and passage together and scores every sentence.
 
@@ -354,8 +359,11 @@ def reranker(
     command goes on from the last checkpoint of a run that was cut off. Use the result with
     `knowstore --reranker FOLDER`.
     """
-    if base is not None and start is not None:
-        raise typer.BadParameter("goes without --base", param_hint="--from")
+    own = {"--from": start, "--n-shared": n_shared, "--dropout": dropout}
+    if base is not None and any(value is not None for value in own.values()):
+        raise typer.BadParameter(
+            "goes without --base", param_hint=next(name for name, value in own.items() if value is not None)
+        )
     if base is not None:
         chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
         _fine_tune(session, data, output, base, lora_rank, chosen | given(learning_rate=learning_rate))
@@ -374,15 +382,17 @@ def reranker(
     session.kept = f"the last checkpoint in {work}"
     rows = load_questions(data, sentence_spans)
     chosen = given(minutes=minutes, steps=steps, batch_size=batch_size, seed=seed, n_negatives=n_negatives)
-    config = RerankerTrainingConfig(**chosen)
+    config = RerankerTrainingConfig(**chosen | given(dropout=dropout))
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.retriever, "retriever", progress=session.output.progress)
     torch.manual_seed(config.seed)
     if start is None:
-        model, begun = JointModel(load_base(resolved.path, n_shared=None)), None
+        model, begun = JointModel(load_base(resolved.path, n_shared=n_shared)), None
     else:
         model, begun = load_joint(resolve(start, "reranker").path, resolved.path)
+        if n_shared is not None:
+            model.share(n_shared)
     model.to(device)
     with ExitStack() as stack:
         search = None

@@ -71,6 +71,21 @@ class BaseEncoder:
             )  # fmt: skip
         self.model.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
 
+    def sharing(self, n_shared: int) -> BaseEncoder:
+        """The same encoder, of which only the first `n_shared` layers stay as they were published.
+
+        Raises:
+            ConfigError: more layers than stay now, some of which are trained; nothing was changed.
+        """
+        if n_shared > self.n_shared:
+            raise ConfigError(
+                f"{n_shared} layers cannot stay as published: only the first {self.n_shared} of this encoder are",
+                kept="nothing was changed", fix=f"share at most {self.n_shared} layers",
+            )  # fmt: skip
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not _is_shared(name, n_shared))
+        return BaseEncoder(self.model, self.tokenizer, _digest(self.model, self.tokenizer, n_shared), n_shared)
+
 
 def load_base(path: Path | str, *, n_shared: int | None = 0) -> BaseEncoder:
     """Load a BERT-like encoder in float32 on the CPU; gradients for its layers, none for its embeddings.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from knowstore.encoders import BaseEncoder, load_base, read_tensors
+from knowstore.encoders import BaseEncoder, int8_tensors, load_base, read_tensors
 from knowstore.errors import ConfigError, KnowledgeStoreError, RetrievalError
 from knowstore.retrieval.encoding import batches_by_length, readable, usable_tokens
 from knowstore.retrieval.late import NULL_THRESHOLD, LateReranker
@@ -212,6 +212,14 @@ class JointModel(nn.Module):
         """Sentence logits (B, S) of B pairs."""
         return self.sentence_logits(batch, self.token_logits(batch, dtype))
 
+    def share(self, n_shared: int) -> None:
+        """Train more layers: only the first `n_shared` stay as published, which were shared before, too.
+
+        Raises:
+            ConfigError: see `BaseEncoder.sharing`; nothing was changed.
+        """
+        self.base = self.base.sharing(n_shared)
+
     def weights(self) -> dict[str, Tensor]:
         """The trained tensors: the encoder's layers by their own names, `head.weight`, `head.bias`."""
         head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
@@ -293,11 +301,10 @@ class JointReranker:
         model = model.eval().requires_grad_(False).to(torch.device(device))
         return cls(model, config, dtype, n_read=n_read, weights_fingerprint=weights_fingerprint)
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write model.safetensors, whose tensors are stored in `dtype`, and config.json."""
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, whose matrices are stored in eight bits, and config.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.weights().items()}
-        (folder / _WEIGHTS).write_bytes(save(weights))
+        (folder / _WEIGHTS).write_bytes(save(int8_tensors(self.model.weights())))
         described = {"kind": KIND, **asdict(self.config)}
         (folder / _CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
