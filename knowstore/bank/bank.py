@@ -40,6 +40,7 @@ _READ_ROWS = 64  # rows in memory while the whole bank is read
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
 _MOST_FILES = 128
 _SMALL_FILE_BYTES = 16 * 1024 * 1024
+_HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
 
 _T = TypeVar("_T")
 
@@ -296,14 +297,14 @@ class ExpertBank:
     def optimize(self) -> None:
         """Bring the index of ids up to date, and merge small files once there are many of them.
 
-        Merging writes every expert again and leaves the old files to older versions, so an edit of a few passages
-        must not cause it.
+        Merging writes every expert again, so an edit of a few passages must not cause it. The old files stay for an
+        hour, for those who read an older version.
         """
         with self._writing() as table:
             stats: Any = table.stats()  # a dict, whatever its annotation says
             n_files = stats["fragment_stats"]["num_fragments"]
             if n_files > _MOST_FILES and stats["total_bytes"] < n_files * _SMALL_FILE_BYTES:
-                table.optimize()
+                table.optimize(cleanup_older_than=_HISTORY)
             indices = list(table.list_indices())
             index = table.index_stats(indices[0].name) if indices else None
             n_unindexed = stats["num_rows"] if index is None else index.num_unindexed_rows

@@ -55,6 +55,10 @@ _READ_ROWS = 1_024  # rows in memory while the whole table is read
 _RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
 _MIN_POOL = 50  # ranks of each list that hybrid search fuses
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
+_STALE = {"id": 0.25, "vector": 0.25}  # share of the rows that an index may lack; LanceDB scans these
+_STALE_TEXT = 0.01  # a scan of text is slow, and weighs words a little otherwise than the index
+_MOST_FILES = 32
+_HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
 _PROBED_ROWS = 200  # passages by which a full-text index is tried
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _PROBES = 32  # partitions of an ANN index that a query visits
@@ -231,15 +235,19 @@ class PassageTable:
             _delete_history(table)
 
     def optimize(self, *, retrain: bool = False) -> None:
-        """Merge small files and bring the indexes up to date.
+        """Build anew the indexes that lack many rows; merge files once there are many, and drop what is then old.
+
+        Merging writes every row again, so an edit of a few passages must not cause it. Versions of the last hour stay
+        for those who read them.
 
         Args:
-            retrain: build every index anew, also the approximate one, whose partitions are otherwise
-                those of the time it was made.
+            retrain: build every index anew and merge all files.
         """
         with self._writing() as table:
             self._build_indexes(rebuild=retrain)
-            table.optimize()
+            stats: Any = table.stats()  # a dict, whatever its annotation says
+            if retrain or stats["fragment_stats"]["num_fragments"] > _MOST_FILES:
+                table.optimize(cleanup_older_than=_HISTORY)
             if not self._is_searchable():  # LanceDB may say that an index is written when one of its files is not
                 self._build_indexes(rebuild=True)
 
@@ -267,7 +275,7 @@ class PassageTable:
             self._build_indexes(rebuild=True)
 
     def _build_indexes(self, *, rebuild: bool) -> None:
-        present = {column for index in self._table.list_indices() for column in index.columns}
+        present = {column: index.name for index in self._table.list_indices() for column in index.columns}
         n_rows = self._table.count_rows()
         wanted: dict[str, FTS | BTree | IvfFlat] = {column: _full_text() for column in _TEXT_COLUMNS}
         if n_rows >= _ID_INDEX_ROWS:
@@ -275,8 +283,12 @@ class PassageTable:
         if n_rows >= self.ann_rows:
             wanted["vector"] = IvfFlat(distance_type="dot", num_partitions=isqrt(n_rows))
         for column, config in wanted.items():
-            if rebuild or column not in present:
+            if rebuild or column not in present or self._is_stale(present[column], _STALE.get(column, _STALE_TEXT)):
                 self._table.create_index(column, config=config)
+
+    def _is_stale(self, index: str, share: float) -> bool:
+        stats = self._table.index_stats(index)
+        return stats is None or stats.num_unindexed_rows > share * (stats.num_indexed_rows + stats.num_unindexed_rows)
 
     def _update(self, ids: Iterable[str], condition: str | None, values: Mapping[str, object]) -> int:
         n_changed = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -254,7 +255,11 @@ def test_a_small_edit_leaves_the_files_of_the_bank_alone(
     monkeypatch.setattr("knowstore.bank.bank._MOST_FILES", 1)
     bank.optimize()
     assert len(files()) == len(after) + 1
-    assert set(bank.get(["first", "second"])) == {"first", "second"}
+    monkeypatch.setattr("knowstore.bank.bank._HISTORY", timedelta(milliseconds=1))
+    bank.add([_expert("third", 3)], "float16", batch_id=3)
+    bank.optimize()
+    assert len(files()) == 1
+    assert set(bank.get(["first", "second", "third"])) == {"first", "second", "third"}
 
 
 def test_a_bank_with_many_ids_keeps_an_index_of_them(bank: ExpertBank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,23 @@ def test_every_row_can_be_purged_and_the_table_used_again(table: PassageTable, t
     assert table.search_text("text", 3, at=1) == []
     table.add([_row("the zebraneedle text")], 2)
     assert len(table.search_text("zebraneedle", 3, at=2)) == 1
+
+
+def test_many_small_edits_take_few_times_the_bytes_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*.lance") if file.is_file())
+
+    rows = [_row(f"passage {i} " + "of many words " * 40) for i in range(600)]
+    at_once, in_parts = (PassageTable.open(str(tmp_path / name), dim=E, create=True) for name in ("once", "parts"))
+    at_once.add(rows, 1)
+    at_once.optimize()
+    for batch in range(60):
+        in_parts.add(rows[10 * batch : 10 * batch + 10], batch + 1)
+        in_parts.optimize()
+        assert in_parts.search_text(f"passage {10 * batch}", 1, at=99)[0].id == rows[10 * batch].passage.passage_id
+    assert written(tmp_path / "parts") < 6 * written(tmp_path / "once")
+    reader = in_parts.latest()
+    monkeypatch.setattr("knowstore.passages.table._HISTORY", timedelta(milliseconds=1))
+    in_parts.optimize(retrain=True)
+    assert written(tmp_path / "parts") < 1.5 * written(tmp_path / "once")
+    assert reader.latest().count(99) == in_parts.count(99) == 600
