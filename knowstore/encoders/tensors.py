@@ -17,15 +17,15 @@ _MAX_INT8 = 127
 
 
 def int8_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices (M, N) as int8 beside `NAME.scale` (M, 1), the float16 step of each row; all else in float16."""
+    """Matrices (M, N) as int8 beside `NAME.scale` (M, 1), the float32 step of each row; all else in float16."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.dim() != 2:
             out[name] = tensor.half().contiguous()
             continue
         values = tensor.float()
-        scale = (values.abs().amax(1, keepdim=True) / _MAX_INT8).clamp(min=torch.finfo(torch.float16).tiny).half()
-        out[name] = (values / scale.float()).round().clamp(-_MAX_INT8, _MAX_INT8).to(torch.int8)
+        scale = (values.abs().amax(1, keepdim=True) / _MAX_INT8).clamp(min=torch.finfo(torch.float32).tiny)
+        out[name] = (values / scale).round().to(torch.int8)
         out[name + _SCALE] = scale
     return out
 

@@ -348,6 +348,13 @@ def test_a_trained_reranker_weighs_sentences(run: Run) -> None:
     refused = run("train", "reranker", *how, "--from", "further", "--output", "further", status=1)
     assert "another start" in refused.stderr
     run("train", "reranker", *how, "--from", "trained", "--base", "trained", "--output", "other", status=2)
+    refused = run("train", "reranker", *how, "--base", "trained", "--dropout", "0.1", "--output", "other", status=2)
+    assert "--dropout" in refused.stderr
+    deeper = ("--n-shared", "0", "--dropout", "0.1", "--output", "deeper", "--json")
+    _json(run("train", "reranker", *how, "--from", "trained", *deeper))
+    assert Path("deeper/model.safetensors").stat().st_size > Path("trained/model.safetensors").stat().st_size
+    refused = run("train", "reranker", *how, "--from", "deeper", "--n-shared", "1", "--output", "other", status=1)
+    assert "only the first 0 of this encoder are" in refused.stderr
     run("ingest", "facts.jsonl")
     late = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "late"))
     joint = _json(run("ask", "Where is Lyon?", "--explain", "--json", "--reranker", "trained"))

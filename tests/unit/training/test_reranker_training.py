@@ -139,8 +139,9 @@ def run_alone(model: JointModel, question: str, passage: PassageInput) -> list[f
     return [float(value) for value in row.tolist()]
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(train: Train, tmp_path: Path) -> None:
-    settings = replace(CONFIG, checkpoint_every_s=0.0)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(dropout: float, train: Train, tmp_path: Path) -> None:
+    settings = replace(CONFIG, checkpoint_every_s=0.0, dropout=dropout)
     whole = train(settings, "whole")
 
     def stop(progress: RerankerProgress) -> None:
@@ -212,6 +213,16 @@ def test_the_same_seed_gives_the_same_weights_and_the_embeddings_stay(train: Tra
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed
     assert not any(name.startswith("embeddings.") for name in changed)
+
+
+def test_dropout_is_of_the_seed_too_and_ends_with_the_training(train: Train, tiny_retriever_dir: Path) -> None:
+    dropping = replace(CONFIG, dropout=0.3)
+    one, two, without = train(dropping, "one"), train(dropping, "two"), train(CONFIG, "without")
+    weights = [reranker.model.head.weight for reranker in (one, two, without)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    items = [RerankItem("", "Romulus founded Rome.", [(0, 21)])]
+    assert one.score("Who founded it?", items) == one.score("Who founded it?", items)
 
 
 def test_a_run_without_a_warmup_is_at_its_full_rate_at_once(train: Train, tmp_path: Path) -> None:
