@@ -29,6 +29,9 @@ def ask(
     ] = None,
     mode: Annotated[Mode, typer.Option(help="Mount experts, put passages in the prompt, or both.")] = "experts",
     top_k: Annotated[int | None, typer.Option(help="Passages that are kept.")] = None,
+    n_read: Annotated[
+        int | None, typer.Option(min=1, help="Of these, how many `--mode hybrid` puts in the prompt; 1 by default.")
+    ] = None,
     candidates: Annotated[int | None, typer.Option(help="Passages that are proposed to the reranker.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the softmax over reranker scores.")] = None,
     null_threshold: Annotated[
@@ -63,7 +66,7 @@ def ask(
     if question is not None and questions is not None:
         raise typer.BadParameter("cannot be given together with a question", param_hint="--questions")
     retrieval = given(
-        top_k=top_k, n_candidates=candidates, temperature=temperature, search=search, index=index,
+        top_k=top_k, n_read=n_read, n_candidates=candidates, temperature=temperature, search=search, index=index,
         null_threshold=null_threshold, grain=grain,
     )  # fmt: skip
     if no_null:
@@ -148,6 +151,7 @@ def record(answer: Answer, *, explain: bool = False) -> dict[str, Any]:
         "answer": answer.text,
         "mode": answer.mode,
         "is_null": answer.is_null,
+        "n_read": answer.n_read,
         "experts": [{name: getattr(expert, name) for name in names} for expert in answer.experts],
         "timings_s": answer.timings_s,
         "notes": answer.notes,

@@ -116,6 +116,10 @@ class Reader:
         """`weigh` with this reader's settings and reranker."""
         return weigh(hits, self.retrieval, self.models.reranker)
 
+    def read(self, mounted: Sequence[MountedExpert], mode: Mode) -> Sequence[MountedExpert]:
+        """Of the passages that were weighed for a question, those that the mode reads in the prompt."""
+        return mounted[: {"experts": 0, "rag": None, "hybrid": self.retrieval.n_read}[mode]]
+
     def combine(self, questions: Sequence[Sequence[MountedExpert]]) -> Experts:
         """The experts of B questions, read from the bank and materialised at once, ready to be mounted."""
         from knowstore.experts import Amplitude
@@ -161,7 +165,8 @@ class Reader:
         timer = Timer()
         hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
         mounted = self.weigh(hits)
-        return _Chosen(question, hits, mounted, prompt_of(question, () if mode == "experts" else mounted), timer)
+        read = self.read(mounted, mode)
+        return _Chosen(question, hits, mounted, len(read), prompt_of(question, read), timer)
 
     def _write(self, chosen: Sequence[_Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
         """Answer B questions in one generation."""
@@ -179,7 +184,7 @@ class Reader:
             Answer(
                 one.question, written.text, mode, tuple(one.mounted), tuple(one.hits),
                 _seconds(one.timer, timer, written.first_token_s), is_null=not one.mounted,
-                notes=_notes(written, experts if one.mounted else None),
+                notes=_notes(written, experts if one.mounted else None), n_read=one.n_read,
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
@@ -276,6 +281,7 @@ class _Chosen:
     question: str
     hits: list[Hit]
     mounted: list[MountedExpert]
+    n_read: int
     prompt: Prompt
     timer: Timer
 

@@ -99,6 +99,9 @@ class RetrievalConfig:
     Of passages of one title that share at least `twin_overlap` of their words, only those of the newest edit batch are
     mounted or read; None uses all.
 
+    In mode `hybrid`, which mounts all kept passages, only the best `n_read` of them are read in the prompt as well, or
+    all when None: a small model is led astray by what else it reads more than by what else is mounted.
+
     `grain` says what has a relevance of its own within a passage: `words` where reranker and hypernetwork tell them
     apart, else `sentences`; `passages` is the paper's Eq. 9.
     """
@@ -111,6 +114,7 @@ class RetrievalConfig:
     index: Index = "lance"
     grain: Grain = "words"
     twin_overlap: float | None = 0.6
+    n_read: int | None = 1
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
@@ -121,6 +125,7 @@ class RetrievalConfig:
         _check(self.temperature > 0, f"temperature is {self.temperature}", "use a temperature above 0")
         _check(self.twin_overlap is None or 0 < self.twin_overlap <= 1, f"twin_overlap is {self.twin_overlap}",
                "use a share above 0, or None")  # fmt: skip
+        _check(self.n_read is None or self.n_read >= 1, f"n_read is {self.n_read}", "use at least 1, or None for all")
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ class MountedExpert:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer with its provenance; `experts` is empty when the null option won."""
+    """A generated answer with its provenance; `experts` is empty when the null option won, and the passages of the
+    first `n_read` were read in the prompt."""
 
     question: str
     text: str
@@ -182,6 +183,7 @@ class Answer:
     timings_s: dict[str, float] = field(default_factory=dict)
     is_null: bool = False
     notes: tuple[str, ...] = ()
+    n_read: int = 0
 
 
 @dataclass(frozen=True)

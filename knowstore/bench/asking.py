@@ -65,7 +65,7 @@ def answer_all(
     for first in range(0, len(questions), batch_size):
         part = chosen[first : first + batch_size]
         prompts = [
-            prompt_of(question, () if mode == "experts" else some)
+            prompt_of(question, reader.read(some, mode))
             for question, some in zip(questions[first : first + batch_size], part, strict=True)
         ]
         experts = models.hypernetwork.static_experts(models.llm) if is_static else reader.experts(part, mode)

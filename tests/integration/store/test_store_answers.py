@@ -204,7 +204,8 @@ def test_modes_differ_in_what_is_in_the_prompt_and_what_is_mounted(
 ) -> None:
     answer = store.ask(ROME, mode=mode)
     (asked,) = prompts
-    before = passages_prompt([(one.title, one.text) for one in answer.experts])
+    assert answer.n_read == {"experts": 0, "rag": 4, "hybrid": 1}[mode]
+    before = passages_prompt([(one.title, one.text) for one in answer.experts[: answer.n_read or 4]])
     assert (asked["prompts"][0].before, asked["prompts"][0].question) == (
         "" if mode == "experts" else before,
         question_prompt(ROME),
@@ -213,6 +214,16 @@ def test_modes_differ_in_what_is_in_the_prompt_and_what_is_mounted(
     n_before = len(store.models.llm.prompt_ids(before))
     assert asked["starts"] == ([n_before] if mode == "hybrid" else None)
     assert answer.mode == mode
+
+
+@pytest.mark.parametrize("n_read", [2, 9, None])
+def test_both_mounted_and_read_reads_as_many_as_are_asked_for(
+    n_read: int | None, open_store: Open, store: KnowledgeStore, prompts: list[dict[str, Any]]
+) -> None:
+    answer = open_store(retrieval=RetrievalConfig(n_read=n_read)).ask(ROME, mode="hybrid")
+    assert answer.n_read == (2 if n_read == 2 else 4) <= len(answer.experts)
+    read = answer.experts[: answer.n_read]
+    assert prompts[0]["prompts"][0].before == passages_prompt([(one.title, one.text) for one in read])
 
 
 def test_where_all_lets_experts_act_on_the_passages_too(
