@@ -339,6 +339,34 @@ def test_folders_that_are_no_store_are_left_alone(open_store: Open, tmp_path: Pa
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize("name", ["~", "~/kb", "memory:", "s3:kb", "notes:2024", "aside/../kb"])
+def test_a_folder_is_a_folder_whatever_else_its_name_could_mean(
+    name: str, open_store: Open, facts: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (tmp_path / "aside").symlink_to(tmp_path / "elsewhere" / "inner")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    store = open_store(name, is_relative=True)
+    store.add(facts[:2])
+    monkeypatch.chdir(tmp_path / "home")
+    assert len(store.passages()) == 2
+    store.add(facts[2:3])
+    assert list((tmp_path / "home").iterdir()) == []
+    assert (tmp_path / name / "tables").is_dir()
+    assert store.verify().clean
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\x07", "bytes\udcff"])
+def test_a_folder_whose_name_the_tables_cannot_have_is_refused_and_not_made(
+    name: str, open_store: Open, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="characters"):
+        open_store(f"{name}/kb")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_tables_are_reported_as_such(open_store: Open, facts: list[Passage]) -> None:
     store = open_store()
     store.add(facts[:2])
