@@ -188,6 +188,30 @@ def test_an_unclosed_quote_at_the_end_is_reported_with_the_lines_it_took(tmp_pat
     assert "up to line 4: unexpected end of data" in reading.failures[0].error
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pa.array([2**60, 0], pa.timestamp("us")),
+        pa.array([2**30, 0], pa.date32()),
+        pa.array([0, 0], pa.timestamp("us", tz="Mars/Phobos")),
+    ],
+    ids=["a time too late", "a day too late", "an unknown zone"],
+)
+def test_a_date_that_cannot_be_told_is_none_and_its_row_is_read(
+    dates: pa.Array, tmp_path: Path, read: Callable
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(text=["first", "second"], date=dates))
+    reading = read(tmp_path / "a.parquet")
+    assert reading.texts == ["first", "second"]
+    assert reading.passages[0].date == ""
+    assert (reading.failures, reading.error) == ([], None)
+
+
+def test_a_table_without_rows_is_said_to_have_no_text(tmp_path: Path, read: Callable) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(text=pa.array([], pa.string())))
+    assert "has no text" in read(tmp_path / "a.parquet").error.what
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_a_wrong_column_map_is_named(tmp_path: Path, read: Callable, name: str) -> None:
     data = {
