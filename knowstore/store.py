@@ -717,6 +717,7 @@ class KnowledgeStore:
                 passages_version=None if table is None else table.version,
                 experts_version=None if bank is None else bank.version,
                 settings=settings,
+                note=note,
             )
         except Exception:
             if kind != "ingest":

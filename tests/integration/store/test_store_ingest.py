@@ -219,11 +219,12 @@ def test_an_interrupted_ingest_is_finished_by_one_of_other_files(
 
     store = open_store(on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        store.ingest([write_facts("one.jsonl", facts[:4])])
+        store.ingest([write_facts("one.jsonl", facts[:4])], note="first try")
     store.close()
     n_generated()
     store = open_store()
-    report = store.ingest([write_facts("two.jsonl", [*facts[:1], *facts[4:]])])
+    report = store.ingest([write_facts("two.jsonl", [*facts[:1], *facts[4:]])], note="other files")
     assert (report.passages_added, n_generated()) == (3, 2)
+    assert [batch.note for batch in store.batches()] == ["other files"]
     assert {one.passage_id for one in store.passages()} == {one.passage_id for one in [*facts[:1], *facts[4:]]}
     assert (store.verify().clean, store.stats().experts) == (True, 3)
