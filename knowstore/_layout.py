@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -254,13 +255,21 @@ class Folder:
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""
         sizes = {name: self.table_bytes(f"{name}*") for name in ("passages", "experts")}
-        sizes["catalog"] = sum(file.stat().st_size for file in self.folder.glob("catalog.sqlite*"))
+        sizes["catalog"] = sum(map(_size, self.folder.glob("catalog.sqlite*")))
         return sizes | {"total": sum(sizes.values())}
 
     def table_bytes(self, name: str) -> int:
         """Bytes on disk of a table; with `*` in the name, of all that match."""
-        files = (file for folder in self.tables.glob(f"{name}.lance") for file in folder.rglob("*"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        folders = (found for table in self.tables.glob(f"{name}.lance") for found in os.walk(table))
+        return sum(_size(Path(folder, file)) for folder, _, files in folders for file in files)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file, none where a writer has just deleted it."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _absolute(folder: Path) -> Path:

@@ -6,7 +6,9 @@ import itertools
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -337,6 +339,29 @@ def test_folders_that_are_no_store_are_left_alone(open_store: Open, tmp_path: Pa
         open_store("absent", create=False)
     assert not (tmp_path / "absent").exists()
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_sizes_are_told_while_files_come_and_go(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    expected = store.stats().bytes["passages"]
+    passing = tmp_path / "kb" / "tables" / "passages.lance" / "passing"
+    is_over = threading.Event()
+
+    def churn() -> None:
+        while not is_over.is_set():
+            passing.mkdir()
+            for number in range(20):
+                (passing / str(number)).touch()
+            shutil.rmtree(passing)
+
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            assert {store.layout.size_bytes()["passages"] for _ in range(2_000)} == {expected}
+        finally:
+            is_over.set()
+        churning.result()
 
 
 @pytest.mark.parametrize("name", ["~", "~/kb", "memory:", "s3:kb", "notes:2024", "aside/../kb"])
