@@ -535,15 +535,18 @@ class KnowledgeStore:
         Raises:
             UnknownPassageError: no passage with this id is stored.
         """
-        head = self.catalog.head()
-        rows: list[StoredRow] = self._tables.passages().get([passage_id], at=None) if head else []
-        rows = [row for row in rows if row.live_from <= head]
-        self._check_known([passage_id], {row.id for row in rows})
-        row = rows[0]
-        is_live = row.live_from <= head < row.live_to
-        stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
-        expert = next(iter(self._tables.bank().iter_encoded([passage_id])), None)
-        return PassageDetail(stored, None if expert is None else expert.description())
+
+        def read(state: State, _: None) -> PassageDetail:
+            rows = [] if state.tables is None else state.tables[0].get([passage_id], at=None)
+            rows = [row for row in rows if row.live_from <= state.head]
+            self._check_known([passage_id], {row.id for row in rows})
+            row, (_table, bank) = rows[0], cast(tuple[PassageTable, ExpertBank], state.tables)
+            is_live = row.live_from <= state.head < row.live_to
+            stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
+            expert = next(iter(bank.iter_encoded([passage_id])), None)
+            return PassageDetail(stored, None if expert is None else expert.description())
+
+        return self._tables.in_one_state(read, lambda: None)
 
     def stats(self) -> Stats:
         """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
@@ -608,15 +611,20 @@ class KnowledgeStore:
             return _reexpert.drop_others(self.layout, self.catalog)
 
     def export(self, folder: Path) -> int:
-        """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
+        """Write live passages, vectors and experts to a folder that `import_` reads; returns how many. When it fails,
+        the folder is left empty.
 
         Raises:
             ConfigError: the folder is not empty.
         """
-        state, pairs = self._tables.state(self.catalog.live_placements)
-        table, bank = state.tables or (self._tables.passages(), self._tables.bank())
-        fingerprints = {role: digest for role, digest in cast(dict[str, str], state.recorded).items() if role != "bank"}
-        return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
+
+        def write(state: State, pairs: list[tuple[str, str]]) -> int:
+            table, bank = state.tables or (self._tables.passages(), self._tables.bank())
+            recorded = cast(dict[str, str], state.recorded)
+            fingerprints = {role: digest for role, digest in recorded.items() if role != "bank"}
+            return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
+
+        return self._tables.in_one_state(write, self.catalog.live_placements)
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.

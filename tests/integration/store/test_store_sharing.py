@@ -192,6 +192,25 @@ def test_a_purge_during_a_question_is_answered_from_the_state_after_it(
     assert {one.passage_id for one in answer.experts} == {one.passage_id for one in facts[1:3]}
 
 
+@pytest.mark.parametrize("use", ["show", "export", "verify"])
+def test_a_purge_while_experts_are_read_is_seen_as_a_purge_and_not_as_damage(
+    use: str, open_store: Open, facts: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writer = open_store(), open_store()
+    store.add(facts[:3])
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, ExpertBank, "iter_encoded", lambda: writer.remove([facts[0].passage_id], purge=True))
+        match use:
+            case "show":
+                assert store.show(facts[1].passage_id).expert is not None
+            case "export":
+                assert store.export(tmp_path / "bundle") == 2
+                assert open_store("copy").import_(tmp_path / "bundle").passages_added == 2
+            case "verify":
+                assert store.verify().problems == ()
+    assert len(writer.passages()) == 2
+
+
 def test_a_store_with_its_catalog_in_postgresql_works_the_same(
     open_store: Open, catalog_url: str, facts: list[Passage], write_facts: Write, visible: Look, tmp_path: Path
 ) -> None:
