@@ -205,7 +205,7 @@ class KnowledgeStore:
     ) -> IngestPlan:
         """What `ingest` would do with the same arguments; loads no model and writes nothing."""
         with ExitStack() as stack:
-            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack, self._own_folder)
             scan = sources.scan(self._on_progress, strict=False)
         ids = scan.passage_ids
         live = self.catalog.live_ids(ids)
@@ -245,7 +245,7 @@ class KnowledgeStore:
         """
         started = time.perf_counter()
         with ExitStack() as stack:
-            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack, self._own_folder)
             scan = sources.scan(self._on_progress, strict=strict)
             stack.enter_context(self._writer(keep_staged=True))
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
@@ -263,6 +263,10 @@ class KnowledgeStore:
             seconds=time.perf_counter() - started,
             seconds_in_models=model_seconds,
         )
+
+    @property
+    def _own_folder(self) -> Path | None:
+        return self.layout.folder if isinstance(self.layout, Folder) else None
 
     def _engine(self, ray: RayConfig | None) -> Engine:
         if ray is None:
