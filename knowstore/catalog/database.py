@@ -121,7 +121,7 @@ class Database:
             raise CatalogError(
                 f"the catalog {self.name} cannot store {error.object[:80]!a}: it is not valid Unicode",
                 kept=_KEPT,
-                fix="rename the file, or give the source another name",
+                fix="write the note anew, rename the file, or give the source another name",
             ) from error
 
     def _translate(self, error: SQLAlchemyError) -> CatalogError:

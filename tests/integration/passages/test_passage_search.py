@@ -161,6 +161,19 @@ def test_filters_that_look_like_sql_match_nothing(table: PassageTable, attack: s
         assert table.search_text("passage", 9, at=2, filters=filters) == []
 
 
+def test_halves_of_characters_match_what_became_of_them_and_no_id(table: PassageTable) -> None:
+    assert table.get(["bytes\udcff"], at=None) == []
+    assert table.search_vector(QUERY, 9, at=2, filters=Filters(source="bytes\udcff*")) == []
+    table.add([_row("new", QUERY, title="bytes\ufffd")], 3)
+    assert len(table.search_vector(QUERY, 9, at=3, filters=Filters(title="bytes\udcff"))) == 1
+
+
+@pytest.mark.parametrize("batch_id", [2**63, -(10**30)])
+def test_a_batch_that_no_table_can_hold_is_a_filter_error(table: PassageTable, batch_id: int) -> None:
+    with pytest.raises(FilterError, match="edit batch"):
+        table.search_vector(QUERY, 9, at=2, filters=Filters(batch_id=batch_id))
+
+
 def test_dates_are_inclusive_at_every_precision(table: PassageTable) -> None:
     def months(date_from: str | None, date_to: str | None) -> list[int]:
         hits = table.search_vector(QUERY, 99, at=2, filters=Filters(date_from=date_from, date_to=date_to))
