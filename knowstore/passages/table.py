@@ -56,7 +56,9 @@ _RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
 _MIN_POOL = 50  # ranks of each list that hybrid search fuses
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
 _PROBED_ROWS = 200  # passages by which a full-text index is tried
-_WORD = re.compile(r"[A-Za-z]{4,}")
+_WORD = re.compile(
+    r"(?<!\S)[A-Za-z]{4,30}(?!\S)"
+)  # letters between blanks: what is joined to them is one word with them
 _PROBES = 32  # partitions of an ANN index that a query visits
 
 _T = TypeVar("_T")
@@ -315,7 +317,7 @@ class PassageTable:
         return problems
 
     def _is_found(self, row: StoredRow) -> bool:
-        """Whether a text search finds a row by its longest word; true where it has none."""
+        """Whether a text search finds a row by its longest plain word; true where it has none."""
         word = max(_WORD.findall(row.passage.text), key=len, default="")
         condition = is_in("id", [row.id])
         return not word or bool(self._read(lambda table: _matching(table, _words(word), condition, 1)).num_rows)

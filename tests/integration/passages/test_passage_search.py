@@ -118,6 +118,24 @@ def test_text_search_finds_words_of_scripts_without_blanks_and_folds_accents(tmp
     assert [hit.text[:3] for hit in table.search_text("cafe", 5, at=1)] == ["Das"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Das Überraschungsmoment fällt aus.",
+        "call it snake_case_identifier",
+        "see docs.readthedocs.io",
+        "the 2Jhello of it",
+        f"{'endless' * 9} ends",
+        "l'élève aujourd'hui",
+    ],
+)
+def test_words_that_are_joined_to_others_are_no_sign_of_a_damaged_index(text: str, tmp_path: Path) -> None:
+    table = PassageTable.open(str(tmp_path), dim=E, create=True)
+    table.add([_row(text, QUERY)], 1)
+    table.optimize()
+    assert table.index_problems(table.existing([Passage(text).passage_id])) == []
+
+
 def test_hybrid_search_fuses_both_ranks(table: PassageTable) -> None:
     found = table.search_hybrid(QUERY, "passage 25 rivers", 30, at=2)
     by_vector = [hit.id for hit in table.search_vector(QUERY, 50, at=2)]
