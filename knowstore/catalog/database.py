@@ -182,6 +182,7 @@ _SQLITE_FIXES = {
     "unable to open": "check that the folder exists, that the path is a file, and that you may read and write it",
     "readonly": "make the file and its folder writable",
     "full": "free some disk space, then try again",
+    "disk I/O error": "free some disk space, or see whether the disk is sound, then try again",
 }
 
 
