@@ -24,7 +24,7 @@ from knowstore.sources.dates import iso_date
 from knowstore.sources.documents import Document
 from knowstore.sources.finding import Source
 from knowstore.sources.limits import check_json
-from knowstore.sources.opening import decode, encoding_of, unreadable
+from knowstore.sources.opening import decode, encoding_of, open_file, unreadable
 from knowstore.sources.pages import leaf_columns, read_batches
 
 _TEXT_NAMES = ("text", "passage", "content", "body", "contents", "abstract", "paragraph")
@@ -194,7 +194,7 @@ def read_parquet(stream: io.BufferedReader, source: Source, columns: ColumnMap) 
             spool.seek(0)
             file: BinaryIO = spool  # type: ignore[assignment]
         else:
-            file = stack.enter_context(source.path.open("rb"))
+            file = stack.enter_context(open_file(source))
         try:
             yield from _parquet_items(file, source, columns)
         except (pa.ArrowException, OSError, ValueError) as error:

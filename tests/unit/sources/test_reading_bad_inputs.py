@@ -7,14 +7,17 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from knowstore.sources import ColumnMap
+from knowstore.sources.opening import open_source
 
 GOOD = b'{"text": "good"}\n'
 
@@ -290,6 +293,28 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path: Path, read: Callable) -
     assert "is a pipe (fifo), not a regular file" in read(tmp_path / "pipe.txt").error.what
     assert "is a folder, not a regular file" in read(tmp_path / "folder.txt").error.what
     assert "is a device, not a regular file" in read(tmp_path / "device.txt").error.what
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [("a.txt", b"The Elbe.", None), ("a.parquet", parquet_bytes(text=["The Elbe."]), "does not exist")],
+)
+def test_a_file_that_is_deleted_while_it_is_read_costs_itself_at_most(
+    name: str, data: bytes, error: str | None, tmp_path: Path, read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def deleted_then(*arguments: Any) -> Iterator[tuple[str, io.BufferedReader]]:
+        with open_source(*arguments) as opened:
+            (tmp_path / name).unlink()
+            yield opened
+
+    (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr("knowstore.sources.reading.open_source", deleted_then)
+    reading = read(tmp_path / name)
+    if error is None:
+        assert (reading.texts, reading.error) == (["The Elbe."], None)
+    else:
+        assert error in reading.error.what
 
 
 def test_a_missing_file_is_refused(tmp_path: Path, read: Callable) -> None:
