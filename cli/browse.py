@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,19 +11,22 @@ from .output import count, shortened, size
 from .registration import app, command
 from .session import Session
 
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.")]
-Offset = Annotated[int, typer.Option(min=0, help="Skip so many first.")]
+_MOST = 2**31 - 1  # of rows in a catalog
+Limit = Annotated[int | None, typer.Option(min=1, max=_MOST, help="At most so many.")]
+Offset = Annotated[int, typer.Option(min=0, max=_MOST, help="Skip so many first.")]
 
 
 @command(app, name="list", example="knowstore list --source README.md --limit 5")
 def list_passages(
     session: Session,
-    source: Annotated[str | None, typer.Option(help="Only passages of this source.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only passages of this source, a path or a name.")] = None,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> None:
     """List the live passages."""
     with session.open() as store:
+        if source is not None and source not in dict(store.catalog.sources()):
+            source = Path(source).resolve().as_posix()  # what a file's passages name
         found = store.passages(source=source, limit=None if limit is None else limit + 1, offset=offset)
     shown = found[:limit]
     rows = [

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from knowstore.errors import UnknownPassageError
+
 from .output import Output, count, shortened
 from .registration import app, command
 from .session import Session, is_terminal
@@ -35,6 +37,8 @@ def remove(
     output = session.output
     with session.open() as store:
         details = [store.show(passage_id) for passage_id in dict.fromkeys(passage_ids)]
+        if not purge:
+            _check_live(details)
         _show_going(output, details)
         n_passages = len(details)
         if dry_run:
@@ -79,6 +83,7 @@ def replace(
     output, new_text = session.output, _new_text(text, file)
     with session.open() as store:
         detail = store.show(passage_id)
+        _check_live([detail])
         old = detail.stored.passage
         new = Passage(
             text=new_text,
@@ -147,6 +152,17 @@ def _show_rollback(output: Output, store: KnowledgeStore, batch_id: int) -> dict
         rows = [{"id": batch.id, "kind": batch.kind, "note": batch.note} for batch in undone]
         output.table(rows, ["id", "kind", "note"], to_stderr=True)
     return {"restored": preview.restored, "removed": preview.removed}
+
+
+def _check_live(details: list[PassageDetail]) -> None:
+    """Raise UnknownPassageError for passages that were removed before."""
+    gone = [detail.stored.passage_id for detail in details if detail.stored.state != "live"]
+    if gone:
+        raise UnknownPassageError(
+            f"passage {gone[0]} was removed already" + (f" (and {len(gone) - 1} more)" if gone[1:] else ""),
+            kept="the store is as it was",
+            fix="leave it out; `knowstore remove --purge` destroys it, `knowstore rollback` brings it back",
+        )
 
 
 def _show_going(output: Output, details: list[PassageDetail]) -> None:

@@ -7,7 +7,7 @@ import math
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from knowstore.errors import KnowledgeStoreError
 
@@ -53,7 +53,9 @@ class Output:
     def result(self, record: Row, text: str, ids: Iterable[object] = ()) -> None:
         """A command's result in one of its three forms."""
         if self.as_json:
-            self._out(json.dumps(_json_value({**self._landed, **record}), ensure_ascii=False, allow_nan=False))
+            is_escaped = not _is_utf8(sys.stdout)
+            shown = _json_value({**self._landed, **record})
+            self._out(json.dumps(shown, ensure_ascii=is_escaped, allow_nan=False))
         elif self.is_quiet:
             for one in ids:
                 self._out(str(one))
@@ -213,6 +215,11 @@ def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]], n_chars: int
         share if column in _CUT else long if long <= _LONG else None
         for column, long in zip(columns, longest, strict=True)
     ]
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    """Whether every text can be written as it is; a stream of no encoding is one in memory."""
+    return (stream.encoding or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def _visible(text: str, stream: IO[str]) -> str:

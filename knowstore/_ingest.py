@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from knowstore._encoding import Engine, generated, token_batches
@@ -33,7 +34,8 @@ class Scan:
 
 
 class Sources:
-    """The inputs of one ingest; they are read twice, first to see what is new. Standard input is kept in a file."""
+    """The inputs of one ingest; they are read twice, first to see what is new. Standard input is kept in a file. The
+    folder `without` is not searched."""
 
     def __init__(
         self,
@@ -42,8 +44,9 @@ class Sources:
         columns: ColumnMap | None,
         stdin: BinaryIO | None,
         stack: ExitStack,
+        without: Path | None = None,
     ) -> None:
-        self.sources, self.failures = find_sources(paths)
+        self.sources, self.failures = find_sources(paths, without)
         self._split, self._columns = split, columns
         self._stdin: BinaryIO | None = None
         if stdin is not None and any(source.path is None for source in self.sources):

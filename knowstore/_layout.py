@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -16,6 +17,7 @@ from knowstore.errors import BankError, CatalogError, ConfigError
 
 FORMAT = 1
 _DESCRIPTION = "store.json"
+_NOT_IN_PATHS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # LanceDB takes none of them; bytes become surrogates
 
 
 class Layout(Protocol):
@@ -115,9 +117,10 @@ class Folder:
         """Read the folder's `store.json`, or begin a new store.
 
         Raises:
-            ConfigError: no store there and `create` is False, files that are not a store's, or a catalog URL
-                for a store that has its own catalog (or none for one that has not).
+            ConfigError: no store there and `create` is False, files that are not a store's, a path that tables
+                cannot have, or a catalog URL for a store that has its own catalog (or none for one that has not).
         """
+        folder = _absolute(folder)
         described = folder / _DESCRIPTION
         if described.exists():
             try:
@@ -252,13 +255,38 @@ class Folder:
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""
         sizes = {name: self.table_bytes(f"{name}*") for name in ("passages", "experts")}
-        sizes["catalog"] = sum(file.stat().st_size for file in self.folder.glob("catalog.sqlite*"))
+        sizes["catalog"] = sum(map(_size, self.folder.glob("catalog.sqlite*")))
         return sizes | {"total": sum(sizes.values())}
 
     def table_bytes(self, name: str) -> int:
         """Bytes on disk of a table; with `*` in the name, of all that match."""
-        files = (file for folder in self.tables.glob(f"{name}.lance") for file in folder.rglob("*"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        folders = (found for table in self.tables.glob(f"{name}.lance") for found in os.walk(table))
+        return sum(_size(Path(folder, file)) for folder, _, files in folders for file in files)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file, none where a writer has just deleted it."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _absolute(folder: Path) -> Path:
+    """The path by which LanceDB, too, finds this folder: it takes `~` for the user's home, `name:` for the scheme of a
+    URL and `..` for the parent by name, and a program may change its working directory.
+
+    Raises:
+        ConfigError: the path holds control characters, or bytes that are not UTF-8.
+    """
+    path = folder.resolve()
+    if _NOT_IN_PATHS.search(str(path)):
+        raise ConfigError(
+            f"the path {str(path)!a} holds control characters, or bytes that are not UTF-8",
+            kept="nothing was made",
+            fix="name another folder for the store",
+        )
+    return path
 
 
 def _is_unfinished(path: Path) -> bool:

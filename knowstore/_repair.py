@@ -196,7 +196,8 @@ def _end(one: ExaminedRow, expected: Expected) -> int | None:
 
 def _lost_date(passage_id: str) -> Problem:
     what = f"the date of passage {passage_id} was damaged, it has none now"
-    return Problem("lost date", what, f"run `knowstore replace {passage_id}` with its date")
+    fix = f"run `knowstore remove {passage_id} --purge` and ingest its source again"  # the same text has the same row
+    return Problem("lost date", what, fix)
 
 
 def _settled(passage: Passage, expected: Expected) -> Passage:

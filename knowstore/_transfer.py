@@ -19,6 +19,7 @@ from knowstore.records import Passage
 from knowstore.sources import leaf_columns, read_batches
 
 _FORMAT = 1
+_FILES = ("passages.parquet", "experts.parquet", "sources.parquet", "manifest.json")
 _ROWS = 256  # rows in memory
 _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -37,6 +38,22 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _write(folder, head, pairs, table, bank, fingerprints)
+    except BaseException:
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _write(
+    folder: Path,
+    head: int,
+    pairs: Sequence[tuple[str, str]],
+    table: PassageTable,
+    bank: ExpertBank,
+    fingerprints: dict[str, str],
+) -> int:
     ids = {passage_id for passage_id, _ in pairs}
     writer = None
     for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
@@ -60,8 +77,9 @@ def export(
                 experts.write_table(pa.Table.from_pylist(part, schema=schema))
                 part = []
         experts.write_table(pa.Table.from_pylist(part, schema=schema))
-    sources = pa.table({"passage_id": [i for i, _ in pairs], "source": [source for _, source in pairs]})
-    pq.write_table(sources, folder / "sources.parquet")
+    schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
+    sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
+    pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")
     manifest = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return len(ids)

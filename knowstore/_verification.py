@@ -18,6 +18,7 @@ from knowstore.records import Problem, VerifyReport
 
 _REPAIR = "run `knowstore verify --repair`"
 _BACKUP = "restore it from a backup, or ingest again into a new store"
+_TRIES = 5  # while others write
 _T = TypeVar("_T")
 
 
@@ -72,13 +73,23 @@ class Expected:
 
 
 def verify(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> VerifyReport:
-    """Compare the three stores row by row; see `KnowledgeStore.verify`."""
+    """Compare the three stores row by row; see `KnowledgeStore.verify`. What is found while another process writes is
+    looked at again: a purge deletes the files that are being read."""
+    for _ in range(_TRIES):
+        report, state = _verified(catalog, tables, on_progress)
+        if report.clean or state == _state(catalog, _opened(_Findings(None), tables)):
+            break
+    return report
+
+
+def _verified(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> tuple[VerifyReport, object]:
+    """A report, and the state of the store when it was begun."""
     found = _Findings(on_progress)
     for fault in catalog.faults():
         found.add(fault.kind, fault.detail, _REPAIR if fault.is_mendable else "restore the catalog from a backup")
-    table = found.opened("passages", tables.passages)
-    bank = found.opened("experts", tables.bank)
+    table, bank = _opened(found, tables)
     expected = Expected.read(catalog, [one for one in (table, bank) if one is not None])
+    state = _state(catalog, (table, bank))
     rows: Counter[str] | None = None
     if table is not None:
         rows = found.reading("passages", lambda: found.passages(expected, table))
@@ -87,7 +98,16 @@ def verify(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> 
     if expected.pending:
         found.add("unfinished purge", f"{len(expected.pending)} passages are still to be purged")
     checked = {"passages": len(rows or ()), "experts": found.n_experts, "live": len(expected.live)}
-    return VerifyReport(not found.problems, tuple(found.problems), checked)
+    return VerifyReport(not found.problems, tuple(found.problems), checked), state
+
+
+def _opened(found: _Findings, tables: Tables) -> tuple[PassageTable | None, ExpertBank | None]:
+    return found.opened("passages", tables.passages), found.opened("experts", tables.bank)
+
+
+def _state(catalog: Catalog, tables: Iterable[PassageTable | ExpertBank | None]) -> object:
+    """What changes with everything that is written."""
+    return catalog.head(), [None if table is None else table.version for table in tables]
 
 
 class _Findings:

@@ -205,7 +205,7 @@ class KnowledgeStore:
     ) -> IngestPlan:
         """What `ingest` would do with the same arguments; loads no model and writes nothing."""
         with ExitStack() as stack:
-            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack, self._own_folder)
             scan = sources.scan(self._on_progress, strict=False)
         ids = scan.passage_ids
         live = self.catalog.live_ids(ids)
@@ -245,7 +245,7 @@ class KnowledgeStore:
         """
         started = time.perf_counter()
         with ExitStack() as stack:
-            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack)
+            sources = Sources(paths, split or SplitConfig(), columns, stdin, stack, self._own_folder)
             scan = sources.scan(self._on_progress, strict=strict)
             stack.enter_context(self._writer(keep_staged=True))
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
@@ -263,6 +263,10 @@ class KnowledgeStore:
             seconds=time.perf_counter() - started,
             seconds_in_models=model_seconds,
         )
+
+    @property
+    def _own_folder(self) -> Path | None:
+        return self.layout.folder if isinstance(self.layout, Folder) else None
 
     def _engine(self, ray: RayConfig | None) -> Engine:
         if ray is None:
@@ -535,15 +539,18 @@ class KnowledgeStore:
         Raises:
             UnknownPassageError: no passage with this id is stored.
         """
-        head = self.catalog.head()
-        rows: list[StoredRow] = self._tables.passages().get([passage_id], at=None) if head else []
-        rows = [row for row in rows if row.live_from <= head]
-        self._check_known([passage_id], {row.id for row in rows})
-        row = rows[0]
-        is_live = row.live_from <= head < row.live_to
-        stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
-        expert = next(iter(self._tables.bank().iter_encoded([passage_id])), None)
-        return PassageDetail(stored, None if expert is None else expert.description())
+
+        def read(state: State, _: None) -> PassageDetail:
+            rows = [] if state.tables is None else state.tables[0].get([passage_id], at=None)
+            rows = [row for row in rows if row.live_from <= state.head]
+            self._check_known([passage_id], {row.id for row in rows})
+            row, (_table, bank) = rows[0], cast(tuple[PassageTable, ExpertBank], state.tables)
+            is_live = row.live_from <= state.head < row.live_to
+            stored = StoredPassage(row.passage, row.id, row.live_from, "live" if is_live else "removed")
+            expert = next(iter(bank.iter_encoded([passage_id])), None)
+            return PassageDetail(stored, None if expert is None else expert.description())
+
+        return self._tables.in_one_state(read, lambda: None)
 
     def stats(self) -> Stats:
         """Live passages, experts in the bank, live edit batches, and bytes on disk of each part."""
@@ -608,15 +615,20 @@ class KnowledgeStore:
             return _reexpert.drop_others(self.layout, self.catalog)
 
     def export(self, folder: Path) -> int:
-        """Write live passages, vectors and experts to a folder that `import_` reads; returns how many.
+        """Write live passages, vectors and experts to a folder that `import_` reads; returns how many. When it fails,
+        the folder is left empty.
 
         Raises:
             ConfigError: the folder is not empty.
         """
-        state, pairs = self._tables.state(self.catalog.live_placements)
-        table, bank = state.tables or (self._tables.passages(), self._tables.bank())
-        fingerprints = {role: digest for role, digest in cast(dict[str, str], state.recorded).items() if role != "bank"}
-        return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
+
+        def write(state: State, pairs: list[tuple[str, str]]) -> int:
+            table, bank = state.tables or (self._tables.passages(), self._tables.bank())
+            recorded = cast(dict[str, str], state.recorded)
+            fingerprints = {role: digest for role, digest in recorded.items() if role != "bank"}
+            return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
+
+        return self._tables.in_one_state(write, self.catalog.live_placements)
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
@@ -717,6 +729,7 @@ class KnowledgeStore:
                 passages_version=None if table is None else table.version,
                 experts_version=None if bank is None else bank.version,
                 settings=settings,
+                note=note,
             )
         except Exception:
             if kind != "ingest":

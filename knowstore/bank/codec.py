@@ -32,7 +32,8 @@ _SCALE, _DEFLATED = ".scale", ".deflate"
 _INT8_STEPS, _LATENT_STEPS = 127, 31  # on either side of zero
 _MOST_INFLATED = 1 << 28  # bytes of one array
 _NEURON_AXIS = {"up": 1, "up1": 1, "dw1": 1, "down": 0, "up2": 0, "dw2": 0}  # of the R neurons in (D, R) or (R, D)
-_HALF_MAX = float(np.finfo(np.float16).max)
+_HALF_MAX, _SINGLE_MAX = float(np.finfo(np.float16).max), float(np.finfo(np.float32).max)
+_DIVERGED = "make the expert again; its hypernetwork diverged"
 
 Array = npt.NDArray[Any]
 
@@ -102,10 +103,12 @@ def decode(data: bytes) -> dict[str, Array]:
 
 def _encode_floats(name: str, array: Array, codec: Codec) -> dict[str, Array]:
     if not np.isfinite(array).all():
-        raise _refused(f"array {name!r} holds NaN or infinity", "make the expert again; its hypernetwork diverged")
-    if codec == "float32":
-        return {name: np.asarray(array, np.float32, order="C")}
+        raise _refused(f"array {name!r} holds NaN or infinity", _DIVERGED)
     largest = float(np.abs(array).max(initial=0.0))
+    if codec == "float32":
+        if largest > _SINGLE_MAX:
+            raise _refused(f"array {name!r} reaches {largest:.6g}, float32 ends at {_SINGLE_MAX:.6g}", _DIVERGED)
+        return {name: np.asarray(array, np.float32, order="C")}
     if codec == "float16":
         if largest > _HALF_MAX:
             raise _refused(f"array {name!r} reaches {largest:.6g}, float16 ends at {_HALF_MAX:.0f}", "use float32")

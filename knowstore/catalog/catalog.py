@@ -190,11 +190,13 @@ class Catalog:
         passages_version: int | None = None,
         experts_version: int | None = None,
         settings: Mapping[str, object] | None = None,
+        note: str | None = None,
     ) -> EditBatch:
         """Apply a change, make its staged batch live and set `settings`, in one transaction.
 
-        The versions are those of the tables after it. The counts of the batch that comes back are
-        of passages whose liveness changed.
+        The versions are those of the tables after it. `note` takes the place of what was noted when the batch was
+        staged, maybe by an ingest of other files that this one goes on with. The counts of the batch that comes back
+        are of passages whose liveness changed.
 
         Raises:
             UnknownBatchError: there is no such batch.
@@ -209,6 +211,7 @@ class Catalog:
                 .where(BatchRow.id == batch_id)
                 .values(
                     state="live",
+                    note=batch.note if note is None else note,
                     committed_at=datetime.now(UTC),
                     n_added=len(plan.becoming_live),
                     n_removed=len(plan.no_longer_live),

@@ -121,7 +121,7 @@ class Database:
             raise CatalogError(
                 f"the catalog {self.name} cannot store {error.object[:80]!a}: it is not valid Unicode",
                 kept=_KEPT,
-                fix="rename the file, or give the source another name",
+                fix="write the note anew, rename the file, or give the source another name",
             ) from error
 
     def _translate(self, error: SQLAlchemyError) -> CatalogError:
@@ -182,6 +182,7 @@ _SQLITE_FIXES = {
     "unable to open": "check that the folder exists, that the path is a file, and that you may read and write it",
     "readonly": "make the file and its folder writable",
     "full": "free some disk space, then try again",
+    "disk I/O error": "free some disk space, or see whether the disk is sound, then try again",
 }
 
 

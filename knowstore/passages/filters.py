@@ -14,12 +14,15 @@ from knowstore.config import Filters
 from knowstore.errors import FilterError
 
 _DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BATCHES = 2**31  # ids of edit batches are below
 _AFTER = "~"  # sorts after every character of an ISO date, so that up to 2024-05 takes in 2024-05-31
 
 
 def quote(value: str) -> str:
-    """`value` as an SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
+    """`value` as an SQL string literal; half a character (a lone surrogate) is U+FFFD there, as in texts that were
+    ingested."""
+    return "'" + _SURROGATE.sub("\ufffd", value).replace("'", "''") + "'"
 
 
 def is_in(column: str, values: Iterable[str]) -> str:
@@ -40,7 +43,7 @@ def where(at: int | None, filters: Filters | None = None) -> str | None:
         filters: what must match as well.
 
     Raises:
-        FilterError: a date that is not ISO 8601, or a range that ends before it begins.
+        FilterError: a date that is not ISO 8601, a range that ends before it begins, or what is no edit batch's id.
     """
     conditions = [] if at is None else [is_visible(at)]
     if filters is not None:
@@ -54,6 +57,12 @@ def _conditions(filters: Filters) -> Iterable[str]:
     if filters.title is not None:
         yield _matches("title", filters.title)
     if filters.batch_id:
+        if abs(filters.batch_id) >= _BATCHES:
+            raise FilterError(
+                f"there is no edit batch {filters.batch_id}",
+                kept="nothing was searched",
+                fix="run `knowstore batches` to see the ids there are",
+            )
         yield f"live_from = {int(filters.batch_id)}"
     if filters.date_from and filters.date_to and filters.date_to + _AFTER < filters.date_from:
         raise FilterError(

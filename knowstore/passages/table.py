@@ -60,7 +60,9 @@ _STALE_TEXT = 0.01  # a scan of text is slow, and weighs words a little otherwis
 _MOST_FILES = 32
 _HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
 _PROBED_ROWS = 200  # passages by which a full-text index is tried
-_WORD = re.compile(r"[A-Za-z]{4,}")
+_WORD = re.compile(
+    r"(?<!\S)[A-Za-z]{4,30}(?!\S)"
+)  # letters between blanks: what is joined to them is one word with them
 _PROBES = 32  # partitions of an ANN index that a query visits
 
 _T = TypeVar("_T")
@@ -327,7 +329,7 @@ class PassageTable:
         return problems
 
     def _is_found(self, row: StoredRow) -> bool:
-        """Whether a text search finds a row by its longest word; true where it has none."""
+        """Whether a text search finds a row by its longest plain word; true where it has none."""
         word = max(_WORD.findall(row.passage.text), key=len, default="")
         condition = is_in("id", [row.id])
         return not word or bool(self._read(lambda table: _matching(table, _words(word), condition, 1)).num_rows)

@@ -44,7 +44,7 @@ def name_of(path: PurePath) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[SourceFailure]]:
+def find_sources(paths: Sequence[str], without: Path | None = None) -> tuple[list[Source], list[SourceFailure]]:
     """List the sources behind paths, folders, patterns and `-` (stdin).
 
     A file that is named is listed whatever its suffix. Folders are searched in depth for files of
@@ -53,6 +53,7 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[SourceFailure
 
     Args:
         paths: what a user typed; `~` is not expanded.
+        without: a folder that is not searched, such as the store's own; a file in it can be named.
 
     Returns:
         The sources, each once, in the order of `paths` and sorted within one; and what could not
@@ -61,13 +62,13 @@ def find_sources(paths: Sequence[str]) -> tuple[list[Source], list[SourceFailure
     sources: dict[str, Source] = {}
     failures: dict[SourceFailure, None] = {}
     for path in paths:
-        found, failed = _expand(path)
+        found, failed = _expand(path, without)
         sources.update((source.name, source) for source in found if source.name not in sources)
         failures.update(dict.fromkeys(failed))
     return list(sources.values()), list(failures)
 
 
-def _expand(path: str) -> tuple[list[Source], list[SourceFailure]]:
+def _expand(path: str, without: Path | None) -> tuple[list[Source], list[SourceFailure]]:
     if path == "-":
         return [Source("-", None)], []
     if not path:
@@ -75,9 +76,15 @@ def _expand(path: str) -> tuple[list[Source], list[SourceFailure]]:
     failures: list[SourceFailure] = []
     try:
         if os.path.isdir(path):
-            found, nothing = _walk(Path(path), failures), f"the folder has no file of a known suffix ({_known()})"
+            found, nothing = (
+                _walk(Path(path), failures, without),
+                f"the folder has no file of a known suffix ({_known()})",
+            )
         elif not os.path.lexists(path) and glob.has_magic(path):
-            found, nothing = _matching(path, failures), f"the pattern matches no file of a known suffix ({_known()})"
+            found, nothing = (
+                _matching(path, failures, without),
+                f"the pattern matches no file of a known suffix ({_known()})",
+            )
         else:
             found, nothing = iter([Path(path)]), ""
         sources = [source for file in sorted(found) if (source := _source(file, failures))]
@@ -109,9 +116,12 @@ def _why_unresolved(file: Path, error: OSError | RuntimeError) -> str:
     return f"cannot be opened: {error.strerror}"
 
 
-def _walk(folder: Path, failures: list[SourceFailure]) -> Iterator[Path]:
-    """Files of a known suffix below a folder, each folder once, hidden names left out."""
+def _walk(folder: Path, failures: list[SourceFailure], without: Path | None) -> Iterator[Path]:
+    """Files of a known suffix below a folder, each folder once, hidden names and all of `without` left out."""
     seen: set[tuple[int, int]] = set()
+    if without is not None and without.exists():
+        status = without.stat()
+        seen.add((status.st_dev, status.st_ino))
     pending = [folder]
     while pending:
         current = pending.pop()
@@ -139,7 +149,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _matching(pattern: str, failures: list[SourceFailure]) -> Iterator[Path]:
+def _matching(pattern: str, failures: list[SourceFailure], without: Path | None) -> Iterator[Path]:
     """Files of a known suffix that a pattern matches, below the folders it matches too.
 
     glob.glob follows linked folders without end for `**`, so that one is walked here.
@@ -147,7 +157,7 @@ def _matching(pattern: str, failures: list[SourceFailure]) -> Iterator[Path]:
     if "**" not in Path(pattern).parts:
         for match in map(Path, glob.glob(pattern)):
             if match.is_dir():
-                yield from _walk(match, failures)
+                yield from _walk(match, failures, without)
             elif source_suffix(match) in SUFFIXES:
                 yield match
         return
@@ -155,7 +165,7 @@ def _matching(pattern: str, failures: list[SourceFailure]) -> Iterator[Path]:
     n_plain = next(n for n, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:n_plain])
     if base.is_dir():
-        for file in _walk(base, failures):
+        for file in _walk(base, failures, without):
             if _matches(file.relative_to(base).parts, parts[n_plain:]):
                 yield file
 

@@ -9,7 +9,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -70,7 +70,7 @@ def open_source(source: Source, max_bytes: int, stdin: BinaryIO | None) -> Itera
             suffix, is_gzip = "", stream.peek(2)[:2] == b"\x1f\x8b"
         else:
             suffix, is_gzip = _known_suffix(source.path, source), source.path.suffix.lower() == ".gz"
-            stream = _buffered(stack.enter_context(_open_file(source)), source)
+            stream = _buffered(stack.enter_context(open_file(source)), source)
         if not stream.peek(1):
             raise unreadable(source, "the file is empty", "remove it from the list, or write it again")
         if is_gzip:
@@ -86,8 +86,9 @@ def read_all(stream: io.BufferedReader, source: Source, max_bytes: int) -> bytes
     Raises:
         SourceError: there are more than `max_bytes`.
     """
-    if source.path is not None and (size := source.path.stat().st_size) > max_bytes:
-        raise too_large(source, f"has {size:,} bytes", max_bytes)
+    with suppress(FileNotFoundError):  # deleted since it was opened, and read to its end all the same
+        if source.path is not None and (size := source.path.stat().st_size) > max_bytes:
+            raise too_large(source, f"has {size:,} bytes", max_bytes)
     data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise too_large(source, f"has more than {max_bytes:,} bytes", max_bytes)
@@ -176,7 +177,12 @@ def _suffix_of_content(head: bytes) -> str:
     return ".html" if start[:9].lower().startswith((b"<!doctype", b"<html")) else ".txt"
 
 
-def _open_file(source: Source) -> BinaryIO:
+def open_file(source: Source) -> BinaryIO:
+    """The file of a source.
+
+    Raises:
+        SourceError: it is not there (any more), may not be read, or is no regular file.
+    """
     assert source.path is not None
     try:
         mode = source.path.stat().st_mode

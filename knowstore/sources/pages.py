@@ -53,6 +53,8 @@ def read_batches(
     repeated = {path for path in wanted if _is_repeated(table, path)}
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
+        if not group.num_rows:  # some writers leave no pages there to be looked at
+            continue
         largest = 1
         for index in range(group.num_columns):
             column = group.column(index)

@@ -24,7 +24,7 @@ from knowstore.sources.dates import iso_date
 from knowstore.sources.documents import Document
 from knowstore.sources.finding import Source
 from knowstore.sources.limits import check_json
-from knowstore.sources.opening import decode, encoding_of, unreadable
+from knowstore.sources.opening import decode, encoding_of, open_file, unreadable
 from knowstore.sources.pages import leaf_columns, read_batches
 
 _TEXT_NAMES = ("text", "passage", "content", "body", "contents", "abstract", "paragraph")
@@ -194,7 +194,7 @@ def read_parquet(stream: io.BufferedReader, source: Source, columns: ColumnMap) 
             spool.seek(0)
             file: BinaryIO = spool  # type: ignore[assignment]
         else:
-            file = stack.enter_context(source.path.open("rb"))
+            file = stack.enter_context(open_file(source))
         try:
             yield from _parquet_items(file, source, columns)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -225,11 +225,25 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[dict[str, object] | None]:
     """The rows of a batch; None for one whose text is not UTF-8, which Parquet does not check."""
     try:
         rows: list[dict[str, object] | None] = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         if batch.num_rows == 1:
-            return [None]
+            return [_row_by_value(batch)]
         rows = [row for n in range(batch.num_rows) for row in _rows_of_batch(batch.slice(n, 1))]
     return rows
+
+
+def _row_by_value(batch: pa.RecordBatch) -> dict[str, object] | None:
+    """The one row of a batch, where Python cannot hold every value: a date beyond its years, a time in a zone that it
+    does not know. Such a one is null."""
+    row: dict[str, object] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except UnicodeDecodeError:
+            return None
+        except (ValueError, OverflowError):
+            row[name] = None
+    return row
 
 
 def _lines(stream: io.BufferedReader, source: Source, newline: str) -> Iterator[tuple[int, str, str]]:

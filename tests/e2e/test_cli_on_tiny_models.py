@@ -201,6 +201,32 @@ def test_probes_are_audited_and_reported(run: Run) -> None:
     ]  # fmt: skip
 
 
+def test_passages_are_listed_by_the_path_that_was_ingested(run: Run) -> None:
+    run("ingest", "facts.jsonl")
+    for source in ("facts.jsonl", "./facts.jsonl", str(Path("facts.jsonl").resolve())):
+        assert len(run("list", "--source", source, "--quiet").stdout.split()) == 3
+    Path("facts.jsonl").unlink()
+    assert len(run("list", "--source", "facts.jsonl", "--quiet").stdout.split()) == 3
+    assert run("list", "--source", "fact", "--quiet").stdout == ""
+
+
+def test_a_dry_run_refuses_what_the_command_would_refuse(run: Run) -> None:
+    run("ingest", "facts.jsonl")
+    passage_id = run("list", "--quiet").stdout.split()[0]
+    run("remove", passage_id, "--yes")
+    for command in (("remove", passage_id), ("replace", passage_id, "--text", "Lyon lies elsewhere.")):
+        for more in ("--dry-run", "--yes"):
+            assert "was removed already" in run(*command, more, status=1).stderr
+    run("remove", passage_id, "--purge", "--dry-run")
+
+
+@pytest.mark.parametrize("option", ["--limit", "--offset"])
+def test_numbers_that_no_catalog_can_hold_are_wrong_usage(run: Run, option: str) -> None:
+    run("ingest", "facts.jsonl")
+    for command in ("batches", "list"):
+        assert option in run(command, option, "9" * 30, status=2).stderr
+
+
 def test_an_ingest_is_told_before_the_audit_that_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("probes.jsonl").write_text('{"question": "Where?", "answers": ["here"], "kind": "reliability"}\n', "utf-8")
 

@@ -103,6 +103,11 @@ def test_ids_with_quotes_and_any_script_name_only_themselves(bank: ExpertBank) -
         assert bank.count() == n_left
 
 
+def test_an_id_with_half_a_character_names_nothing(bank: ExpertBank) -> None:
+    assert bank.existing(["bytes\udcff"]) == set()
+    assert list(bank.iter_encoded(["bytes\udcff"])) == []
+
+
 def test_a_missing_expert_is_an_error_unless_allowed(bank: ExpertBank) -> None:
     bank.add([_expert("a")], "float16", batch_id=1)
     with pytest.raises(BankError, match="nothing first"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -187,6 +188,19 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught, Catalog.open(tmp_path / "c.db") as catalog:
         catalog.live_ids()
     assert "backup" in caught.value.fix
+
+
+def test_a_disk_on_which_sqlite_cannot_even_begin_is_named(tmp_path: Path) -> None:
+    with Catalog.open(tmp_path / "catalog.db"):
+        pass
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # as on a full disk, its shared memory finds no place
+    try:
+        with pytest.raises(CatalogError, match="disk I/O error") as raised:
+            Catalog.open(tmp_path / "catalog.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "disk space" in raised.value.fix
 
 
 def test_a_folder_that_does_not_exist_or_a_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:

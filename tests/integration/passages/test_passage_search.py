@@ -118,6 +118,24 @@ def test_text_search_finds_words_of_scripts_without_blanks_and_folds_accents(tmp
     assert [hit.text[:3] for hit in table.search_text("cafe", 5, at=1)] == ["Das"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Das Überraschungsmoment fällt aus.",
+        "call it snake_case_identifier",
+        "see docs.readthedocs.io",
+        "the 2Jhello of it",
+        f"{'endless' * 9} ends",
+        "l'élève aujourd'hui",
+    ],
+)
+def test_words_that_are_joined_to_others_are_no_sign_of_a_damaged_index(text: str, tmp_path: Path) -> None:
+    table = PassageTable.open(str(tmp_path), dim=E, create=True)
+    table.add([_row(text, QUERY)], 1)
+    table.optimize()
+    assert table.index_problems(table.existing([Passage(text).passage_id])) == []
+
+
 def test_hybrid_search_fuses_both_ranks(table: PassageTable) -> None:
     found = table.search_hybrid(QUERY, "passage 25 rivers", 30, at=2)
     by_vector = [hit.id for hit in table.search_vector(QUERY, 50, at=2)]
@@ -159,6 +177,19 @@ def test_filters_that_look_like_sql_match_nothing(table: PassageTable, attack: s
     for filters in (Filters(source=attack), Filters(title=attack)):
         assert table.search_vector(QUERY, 9, at=2, filters=filters) == []
         assert table.search_text("passage", 9, at=2, filters=filters) == []
+
+
+def test_halves_of_characters_match_what_became_of_them_and_no_id(table: PassageTable) -> None:
+    assert table.get(["bytes\udcff"], at=None) == []
+    assert table.search_vector(QUERY, 9, at=2, filters=Filters(source="bytes\udcff*")) == []
+    table.add([_row("new", QUERY, title="bytes\ufffd")], 3)
+    assert len(table.search_vector(QUERY, 9, at=3, filters=Filters(title="bytes\udcff"))) == 1
+
+
+@pytest.mark.parametrize("batch_id", [2**63, -(10**30)])
+def test_a_batch_that_no_table_can_hold_is_a_filter_error(table: PassageTable, batch_id: int) -> None:
+    with pytest.raises(FilterError, match="edit batch"):
+        table.search_vector(QUERY, 9, at=2, filters=Filters(batch_id=batch_id))
 
 
 def test_dates_are_inclusive_at_every_precision(table: PassageTable) -> None:

@@ -39,12 +39,13 @@ def open_store(tmp_path: Path, tiny_models: ModelConfig, cache_dir: Path) -> Ite
 
     with ExitStack() as stack:
 
-        def open_(folder: str | Path = "kb", **options: Any) -> KnowledgeStore:
+        def open_(folder: str | Path = "kb", *, is_relative: bool = False, **options: Any) -> KnowledgeStore:
             retrieval = options.get("retrieval", RetrievalConfig())
             if not isinstance(retrieval.null_threshold, float):
                 retrieval = replace(retrieval, null_threshold=None)
             settings = {"models": tiny_models, "cache_dir": cache_dir, **options, "retrieval": retrieval}
-            return stack.enter_context(KnowledgeStore.open(tmp_path / folder, **settings))
+            location = folder if is_relative else tmp_path / folder
+            return stack.enter_context(KnowledgeStore.open(location, **settings))
 
         yield open_
 

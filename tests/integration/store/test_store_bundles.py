@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -68,6 +69,32 @@ def test_an_import_into_a_store_with_other_passages_and_another_codec_adds_what_
     assert (report.passages_added, report.passages_unchanged) == (3, 1)
     assert len(store.ask("When was Rome founded?").experts) == 4
     assert store.verify().problems == ()
+
+
+def test_an_export_that_fails_leaves_its_folder_empty_to_be_run_again(
+    exported: Path, open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(exported / "origin")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", _disk_full)
+        with pytest.raises(OSError, match="No space"):
+            store.export(tmp_path / "again")
+    assert list((tmp_path / "again").iterdir()) == []
+    assert store.export(tmp_path / "again") == 4
+
+
+def _disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_export_of_no_passage_can_be_imported(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store = open_store()
+    store.add(facts[:1])
+    store.remove([facts[0].passage_id])
+    assert store.export(tmp_path / "nothing") == 0
+    for place in ("kb", "fresh"):
+        report = open_store(place).import_(tmp_path / "nothing")
+        assert (report.batch_id, report.passages_added) == (None, 0)
 
 
 def test_an_export_needs_an_empty_folder(bundle: Path, exported: Path, open_store: Open) -> None:

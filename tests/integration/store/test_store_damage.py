@@ -220,6 +220,12 @@ def test_a_date_that_cannot_be_told_is_taken_out_and_named(
     report = fresh.verify(repair=True)
     assert ([problem.kind for problem in report.problems], report.clean) == (["lost date"], False)
     assert (fresh.verify().problems, fresh.passages()[0].passage.date) == ((), "")
+    [lost] = report.problems
+    assert f"remove {fresh.passages()[0].passage_id} --purge" in lost.fix
+    [dated] = [one for one in facts if one.passage_id == fresh.passages()[0].passage_id]
+    fresh.remove([dated.passage_id], purge=True)
+    fresh.add([dated])
+    assert dated.date in {stored.passage.date for stored in fresh.passages()} - {""}
 
 
 @pytest.mark.parametrize("files", ["_versions/*.manifest", "data/*.lance"])

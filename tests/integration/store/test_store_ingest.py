@@ -219,11 +219,25 @@ def test_an_interrupted_ingest_is_finished_by_one_of_other_files(
 
     store = open_store(on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        store.ingest([write_facts("one.jsonl", facts[:4])])
+        store.ingest([write_facts("one.jsonl", facts[:4])], note="first try")
     store.close()
     n_generated()
     store = open_store()
-    report = store.ingest([write_facts("two.jsonl", [*facts[:1], *facts[4:]])])
+    report = store.ingest([write_facts("two.jsonl", [*facts[:1], *facts[4:]])], note="other files")
     assert (report.passages_added, n_generated()) == (3, 2)
+    assert [batch.note for batch in store.batches()] == ["other files"]
     assert {one.passage_id for one in store.passages()} == {one.passage_id for one in [*facts[:1], *facts[4:]]}
     assert (store.verify().clean, store.stats().experts) == (True, 3)
+
+
+def test_a_store_in_a_folder_that_is_ingested_is_none_of_its_sources(
+    open_store: Open, write_facts: Write, facts: list[Passage], tmp_path: Path
+) -> None:
+    path = write_facts("facts.jsonl", facts[:2])
+    store = open_store("kb")
+    for paths, n_added in (([str(tmp_path)], 2), ([str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/**/*.json"], 0)):
+        report = store.ingest(paths, strict=n_added > 0)
+        assert report.passages_added == n_added
+        assert not any("kb" in failure.source for failure in report.failures)
+    assert store.plan([str(tmp_path)]).failures == ()
+    assert store.catalog.sources() == [(path, 2)]

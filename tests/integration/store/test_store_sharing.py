@@ -6,7 +6,9 @@ import itertools
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,25 @@ def test_a_purge_during_a_question_is_answered_from_the_state_after_it(
     assert {one.passage_id for one in answer.experts} == {one.passage_id for one in facts[1:3]}
 
 
+@pytest.mark.parametrize("use", ["show", "export", "verify"])
+def test_a_purge_while_experts_are_read_is_seen_as_a_purge_and_not_as_damage(
+    use: str, open_store: Open, facts: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writer = open_store(), open_store()
+    store.add(facts[:3])
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, ExpertBank, "iter_encoded", lambda: writer.remove([facts[0].passage_id], purge=True))
+        match use:
+            case "show":
+                assert store.show(facts[1].passage_id).expert is not None
+            case "export":
+                assert store.export(tmp_path / "bundle") == 2
+                assert open_store("copy").import_(tmp_path / "bundle").passages_added == 2
+            case "verify":
+                assert store.verify().problems == ()
+    assert len(writer.passages()) == 2
+
+
 def test_a_store_with_its_catalog_in_postgresql_works_the_same(
     open_store: Open, catalog_url: str, facts: list[Passage], write_facts: Write, visible: Look, tmp_path: Path
 ) -> None:
@@ -337,6 +358,57 @@ def test_folders_that_are_no_store_are_left_alone(open_store: Open, tmp_path: Pa
         open_store("absent", create=False)
     assert not (tmp_path / "absent").exists()
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_sizes_are_told_while_files_come_and_go(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    expected = store.stats().bytes["passages"]
+    passing = tmp_path / "kb" / "tables" / "passages.lance" / "passing"
+    is_over = threading.Event()
+
+    def churn() -> None:
+        while not is_over.is_set():
+            passing.mkdir()
+            for number in range(20):
+                (passing / str(number)).touch()
+            shutil.rmtree(passing)
+
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            assert {store.layout.size_bytes()["passages"] for _ in range(2_000)} == {expected}
+        finally:
+            is_over.set()
+        churning.result()
+
+
+@pytest.mark.parametrize("name", ["~", "~/kb", "memory:", "s3:kb", "notes:2024", "aside/../kb"])
+def test_a_folder_is_a_folder_whatever_else_its_name_could_mean(
+    name: str, open_store: Open, facts: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (tmp_path / "aside").symlink_to(tmp_path / "elsewhere" / "inner")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    store = open_store(name, is_relative=True)
+    store.add(facts[:2])
+    monkeypatch.chdir(tmp_path / "home")
+    assert len(store.passages()) == 2
+    store.add(facts[2:3])
+    assert list((tmp_path / "home").iterdir()) == []
+    assert (tmp_path / name / "tables").is_dir()
+    assert store.verify().clean
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\x07", "bytes\udcff"])
+def test_a_folder_whose_name_the_tables_cannot_have_is_refused_and_not_made(
+    name: str, open_store: Open, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="characters"):
+        open_store(f"{name}/kb")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_tables_are_reported_as_such(open_store: Open, facts: list[Passage]) -> None:

@@ -122,6 +122,8 @@ def test_numbers_that_are_not_finite_are_refused(codec: str, bad: float) -> None
 
 
 def test_numbers_beyond_float16_are_refused_with_the_number_named() -> None:
+    with pytest.raises(BankError, match=r"1e\+300, float32 ends at 3.40282e\+38"):
+        encode({"up": np.array([1e300, 1.0])}, "float32")
     with pytest.raises(BankError, match="70000, float16 ends at 65504"):
         encode({"up": np.array([[7e4]], np.float32)}, "float16")
     with pytest.raises(BankError, match="too large for a float16 scale"):

@@ -78,6 +78,14 @@ def test_json_holds_no_number_that_is_not_finite(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out) == {"scores": [1.5, None, None], "text": "né\n"}
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_on_a_stream_of_any_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding, errors="backslashreplace"))
+    Output(as_json=True).result({"text": "Rhône \u2019 \U0001f600"}, "")
+    assert json.loads(written.getvalue().decode("utf-8")) == {"text": "Rhône \u2019 \U0001f600"}
+
+
 def test_quiet_writes_ids_and_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(is_quiet=True)
     output.result({"batch_id": 7}, "Edit batch 7", [7])

@@ -7,14 +7,17 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from knowstore.sources import ColumnMap
+from knowstore.sources.opening import open_source
 
 GOOD = b'{"text": "good"}\n'
 
@@ -188,6 +191,30 @@ def test_an_unclosed_quote_at_the_end_is_reported_with_the_lines_it_took(tmp_pat
     assert "up to line 4: unexpected end of data" in reading.failures[0].error
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pa.array([2**60, 0], pa.timestamp("us")),
+        pa.array([2**30, 0], pa.date32()),
+        pa.array([0, 0], pa.timestamp("us", tz="Mars/Phobos")),
+    ],
+    ids=["a time too late", "a day too late", "an unknown zone"],
+)
+def test_a_date_that_cannot_be_told_is_none_and_its_row_is_read(
+    dates: pa.Array, tmp_path: Path, read: Callable
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(text=["first", "second"], date=dates))
+    reading = read(tmp_path / "a.parquet")
+    assert reading.texts == ["first", "second"]
+    assert reading.passages[0].date == ""
+    assert (reading.failures, reading.error) == ([], None)
+
+
+def test_a_table_without_rows_is_said_to_have_no_text(tmp_path: Path, read: Callable) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(text=pa.array([], pa.string())))
+    assert "has no text" in read(tmp_path / "a.parquet").error.what
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_a_wrong_column_map_is_named(tmp_path: Path, read: Callable, name: str) -> None:
     data = {
@@ -266,6 +293,28 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path: Path, read: Callable) -
     assert "is a pipe (fifo), not a regular file" in read(tmp_path / "pipe.txt").error.what
     assert "is a folder, not a regular file" in read(tmp_path / "folder.txt").error.what
     assert "is a device, not a regular file" in read(tmp_path / "device.txt").error.what
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [("a.txt", b"The Elbe.", None), ("a.parquet", parquet_bytes(text=["The Elbe."]), "does not exist")],
+)
+def test_a_file_that_is_deleted_while_it_is_read_costs_itself_at_most(
+    name: str, data: bytes, error: str | None, tmp_path: Path, read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def deleted_then(*arguments: Any) -> Iterator[tuple[str, io.BufferedReader]]:
+        with open_source(*arguments) as opened:
+            (tmp_path / name).unlink()
+            yield opened
+
+    (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr("knowstore.sources.reading.open_source", deleted_then)
+    reading = read(tmp_path / name)
+    if error is None:
+        assert (reading.texts, reading.error) == (["The Elbe."], None)
+    else:
+        assert error in reading.error.what
 
 
 def test_a_missing_file_is_refused(tmp_path: Path, read: Callable) -> None:
