@@ -250,7 +250,7 @@ class KnowledgeStore:
             stack.enter_context(self._writer(keep_staged=True))
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
             change = self._change(scan)
-            engine = self._engine(ray)
+            engine = _engine(ray, self.models)
             batch, model_seconds = self._commit(
                 "ingest", change, lambda wanted: sources.again(wanted), note, engine=engine
             )
@@ -263,13 +263,6 @@ class KnowledgeStore:
             seconds=time.perf_counter() - started,
             seconds_in_models=model_seconds,
         )
-
-    def _engine(self, ray: RayConfig | None) -> Engine:
-        if ray is None:
-            return InProcess(self.models)
-        from knowstore._ray import RayEngine
-
-        return RayEngine(ray, self.models)
 
     def _change(self, scan: Scan) -> Change:
         added, superseded = [], []
@@ -576,7 +569,7 @@ class KnowledgeStore:
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
 
-    def reexpert(self, *, is_undone: bool = False) -> ReexpertReport:
+    def reexpert(self, *, is_undone: bool = False, ray: RayConfig | None = None) -> ReexpertReport:
         """Change the store over to the models that it was opened with: their experts are generated beside those in
         use, while readers go on, and one commit makes all of them the store's. Interrupted, it goes on where it was.
         The experts of before are kept until `drop_previous`.
@@ -584,16 +577,19 @@ class KnowledgeStore:
         Args:
             is_undone: change back to the models that the store had before; only experts of passages that are newer
                 than the change are generated. Done already, it is refused and not turned round again.
+            ray: as for `ingest`.
 
         Raises:
             ConfigError: another retriever, or nothing to undo.
             HypernetworkError: the hypernetwork was never trained.
+            EngineError: as for `ingest`; what workers finished is taken up by the next `reexpert`.
         """
         with self._writer():
             models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
             codec, table = self._bank_config.codec, self._tables.passages()
+            engine = _engine(ray, models)
             report = _reexpert.reexpert(
-                self.layout, self.catalog, table, models, codec, self._on_progress, is_undone=is_undone
+                self.layout, self.catalog, table, models, engine, codec, self._on_progress, is_undone=is_undone
             )
         self.models = models
         return report
@@ -815,6 +811,14 @@ class KnowledgeStore:
                 kept="the store is as it was",
                 fix="`knowstore list` shows the passages there are",
             )
+
+
+def _engine(ray: RayConfig | None, models: LoadedModels) -> Engine:
+    if ray is None:
+        return InProcess(models)
+    from knowstore._ray_experts import RayEngine
+
+    return RayEngine(ray, models)
 
 
 def _layout_of(location: str | Path, *, create: bool, catalog_url: str | None) -> Layout:
