@@ -405,19 +405,22 @@ class KnowledgeStore:
         filters: Filters | None = None,
         batch_size: int = 16,
         at: int | None = None,
+        ray: RayConfig | None = None,
     ) -> list[Answer]:
         """Answer questions in batches, each with its own experts, in the order given; arguments as for `ask`.
 
         Prompts of similar length are answered together. The seconds of generating are those of a whole batch. `at` is
         the live edit batch after which the store is looked at, the latest when None; a passage that was removed and
-        brought back since is missed.
+        brought back since is missed. `ray` lets workers of a Ray cluster answer; the answers are the same.
 
         Raises:
             UnknownBatchError: no live batch `at`.
+            ConfigError: as for `ask`; or `ray` where answers are drawn.
+            EngineError: there is no such cluster, or its workers keep dying.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
-        return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size) if questions else []
+        return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size, ray=ray) if questions else []
 
     def ask_each(
         self, questions: Iterable[str], *, mode: Mode = "experts", filters: Filters | None = None, batch_size: int = 16
@@ -438,6 +441,7 @@ class KnowledgeStore:
         *,
         at: int | None = None,
         batch_size: int = 1,
+        ray: RayConfig | None = None,
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
@@ -447,7 +451,11 @@ class KnowledgeStore:
         def answer(reader: Reader) -> list[Answer]:
             if mode != "rag":
                 self.models.check_trained()
-            return reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
+            if ray is None:
+                return reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
+            from knowstore import _ray_answers
+
+            return _ray_answers.answers(reader, ray, questions, mode, filters, batch_size)
 
         answers = self._read(answer, at)
         if answers is None:

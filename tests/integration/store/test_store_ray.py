@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from knowstore import _encoding
+from knowstore._ray import Workers
 from knowstore.bank import bank_names
-from knowstore.config import ModelConfig, RayConfig
+from knowstore.config import GenerationConfig, ModelConfig, RayConfig
 from knowstore.errors import ConfigError, EngineError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -242,6 +244,41 @@ def test_a_change_that_ends_early_goes_on_where_it_was(
     assert n_generated() == report.generated <= 28  # the others were committed, in chunks of some more than 4
 
 
+def test_many_questions_get_the_answers_of_one_process_though_a_worker_is_lost(
+    open_store: Open, towns: list[Passage], monkeypatch: pytest.MonkeyPatch, cluster: None
+) -> None:
+    from knowstore import _ray_answers
+
+    monkeypatch.setattr(_ray_answers, "_SHARE", 2)
+    store, killed = open_store(), []
+    store.add(towns)
+    store.add([replace(towns[8], text=towns[8].text.replace("708", "1708"))])  # a newer twin of a live passage,
+    store.rollback(cast(int, store.remove([towns[8].passage_id]).batch_id))  # as the catalog alone can tell now
+    questions = [f"When was Town {i} founded{', and by whom' * (i % 3)}?" for i in range(12)]
+    alone = store.ask_many(questions, batch_size=3)
+    done = Workers.done
+
+    def kill_one(self: Workers, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        for made in done(self, method, tasks):
+            if method == "choose" and not killed:
+                killed.append(kill_one_worker("choose"))
+            yield made
+
+    monkeypatch.setattr(Workers, "done", kill_one)
+    many = store.ask_many(questions, batch_size=3, ray=RayConfig(workers=2))
+    assert [replace(one, timings_s={}) for one in many] == [replace(one, timings_s={}) for one in alone]
+    assert any(hit.newer_twin for one in many for hit in one.hits)
+    assert (len(killed), len({one.text for one in many}) > 1) == (1, True)
+    assert "generate" in many[0].timings_s
+
+
+def test_drawn_answers_are_refused(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store(generation=GenerationConfig(do_sample=True))
+    store.add(facts[:1])
+    with pytest.raises(ConfigError, match="drawn"):
+        store.ask_many(["Who?"], ray=RayConfig())
+
+
 def test_without_ray_it_says_what_to_install(
     open_store: Open, write_facts: Write, facts: list[Passage], pooled: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,3 +292,5 @@ def test_without_ray_it_says_what_to_install(
     with pytest.raises(ConfigError, match="Ray is not installed"):
         other.reexpert(ray=RayConfig())
     assert bank_names(str(store.layout.tables)) == ["experts"]
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        store.ask_many(["Who?"], ray=RayConfig())
