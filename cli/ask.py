@@ -58,7 +58,7 @@ def ask(
 
     Without a question a prompt opens: an empty line or Ctrl-D leaves it. When stdin is not a terminal each of
     its lines is a question, answered before the next is read. The questions of a file are answered together, which is
-    faster. With several questions --json writes one object a line.
+    faster, by workers with --engine ray. With several questions --json writes one object a line.
     """
     from knowstore import Filters, GenerationConfig, RetrievalConfig
 

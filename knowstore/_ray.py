@@ -92,7 +92,7 @@ class Worker:
 
 
 class Workers:
-    """Actors of one kind, for as long as this object is there."""
+    """Actors of one kind, until the block of their cluster ends."""
 
     def __init__(self, ray: ModuleType, actors: Sequence[Any], kept: str) -> None:
         self._ray, self._actors, self._kept = ray, actors, kept
@@ -141,17 +141,20 @@ class Workers:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is connected to: how many workers of a job there may be, and what each takes."""
+    """A cluster that is connected to: how many workers of a job there may be, what each takes, and all there were."""
 
     ray: ModuleType
     job: Job
     n_workers: int
     resources: dict[str, int]
+    actors: list[Any]
 
     def start(self, n: int, kind: type[Worker], *arguments: Any) -> Workers:
         """`n` workers of a kind, made with the job and `arguments`."""
         actor = self.ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **self.resources)(kind)
-        return Workers(self.ray, [actor.remote(self.job, *arguments) for _ in range(n)], self.job.kept)
+        started = [actor.remote(self.job, *arguments) for _ in range(n)]
+        self.actors.extend(started)
+        return Workers(self.ray, started, self.job.kept)
 
 
 @contextmanager
@@ -166,6 +169,7 @@ def cluster(config: RayConfig, job: Job) -> Iterator[Cluster]:
     is_ours = not ray.is_initialized()
     if is_ours:
         connect(ray, config)
+    actors: list[Any] = []
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0)) if job.models.device in ("auto", "cuda") else 0
@@ -177,7 +181,12 @@ def cluster(config: RayConfig, job: Job) -> Iterator[Cluster]:
                 fix="start nodes with `ray start --num-cpus N`",
             )
         resources = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
-        yield Cluster(ray, job, min(config.workers or n_most, n_most), resources)
+        yield Cluster(ray, job, min(config.workers or n_most, n_most), resources, actors)
+    except BaseException:
+        for actor in [] if is_ours else actors:  # the error's traceback keeps them, and they their cores
+            with suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        raise
     finally:
         if is_ours:
             ray.shutdown()

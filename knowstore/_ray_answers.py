@@ -121,7 +121,8 @@ def answers(
             kept=_KEPT,
             fix="leave out --sample (do_sample), or --engine ray",
         )
-    shares = [list(enumerate(questions))[first : first + _SHARE] for first in range(0, len(questions), _SHARE)]
+    asked = list(enumerate(questions))
+    shares = [asked[first : first + _SHARE] for first in range(0, len(asked), _SHARE)]
     with cluster(config, Job.of(reader.models, _ROLES[mode], _KEPT)) as found:
         workers = found.start(min(found.n_workers, len(shares)), _Worker, _view(reader, mode, filters))
         chosen = _chosen(workers, reader, shares)

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from knowstore import _encoding
-from knowstore._ray import Workers
+from knowstore._loaded import LoadedModels
+from knowstore._ray import Job, Worker, Workers
 from knowstore.bank import bank_names
 from knowstore.config import GenerationConfig, ModelConfig, RayConfig
 from knowstore.errors import ConfigError, EngineError
@@ -107,12 +108,15 @@ def data_files(store: KnowledgeStore) -> tuple[set[str], set[str]]:
 
 
 def kill_one_worker(method: str) -> int:
-    """End a process that computes, as the system does that has no memory left; gives its id."""
-    for process in psutil.process_iter(["cmdline"]):
-        if f"_Worker.{method}" in " ".join(process.info["cmdline"] or ()):
-            process.kill()
-            return int(process.pid)
-    raise AssertionError("no worker computes")
+    """End a worker, one that computes if any does, as the system does that has no memory left; gives its id."""
+    ours = psutil.process_iter() if ADDRESS else psutil.Process().children(recursive=True)
+    titles: dict[psutil.Process, str] = {}
+    for process in ours:
+        with suppress(psutil.Error):
+            titles[process] = " ".join(process.cmdline())
+    worker = max((one for one in titles if "_Worker" in titles[one]), key=lambda one: f"_Worker.{method}" in titles[one])
+    worker.kill()
+    return int(worker.pid)
 
 
 def test_the_same_rows_as_in_one_process(
@@ -270,6 +274,13 @@ def test_many_questions_get_the_answers_of_one_process_though_a_worker_is_lost(
     assert any(hit.newer_twin for one in many for hit in one.hits)
     assert (len(killed), len({one.text for one in many}) > 1) == (1, True)
     assert "generate" in many[0].timings_s
+
+
+def test_a_worker_with_other_models_refuses(tiny_models: ModelConfig, cache_dir: Path, one_thread: None) -> None:
+    job = Job.of(LoadedModels(tiny_models, cache_dir=cache_dir), ("llm", "reranker"), "all")
+    Worker(job).load()
+    with pytest.raises(ConfigError, match="has another reranker than"):
+        Worker(replace(job, digests={**job.digests, "reranker": "of other files"})).load()
 
 
 def test_drawn_answers_are_refused(open_store: Open, facts: list[Passage]) -> None:
