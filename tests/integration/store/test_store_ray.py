@@ -114,7 +114,9 @@ def kill_one_worker(method: str) -> int:
     for process in ours:
         with suppress(psutil.Error):
             titles[process] = " ".join(process.cmdline())
-    worker = max((one for one in titles if "_Worker" in titles[one]), key=lambda one: f"_Worker.{method}" in titles[one])
+    worker = max(
+        (one for one in titles if "_Worker" in titles[one]), key=lambda one: f"_Worker.{method}" in titles[one]
+    )
     worker.kill()
     return int(worker.pid)
 
