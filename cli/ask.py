@@ -12,6 +12,7 @@ from knowstore.config import Grain, Index, Search, Where
 from knowstore.errors import KnowledgeStoreError, SourceError
 from knowstore.records import Mode
 
+from .engine import AddressOption, EngineOption, WorkersOption, ray_config
 from .output import Output, shortened
 from .registration import app, command
 from .session import Session, given, is_terminal
@@ -52,12 +53,15 @@ def ask(
     where: Annotated[Where | None, typer.Option(help="Experts see the whole prompt, or the question onward.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show passages, scores, weights and timings.")] = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="Allow a hypernetwork that nobody trained.")] = False,
+    engine: EngineOption = "here",
+    workers: WorkersOption = None,
+    ray_address: AddressOption = None,
 ) -> None:
     """Answer a question from the store.
 
     Without a question a prompt opens: an empty line or Ctrl-D leaves it. When stdin is not a terminal each of
     its lines is a question, answered before the next is read. The questions of a file are answered together, which is
-    faster. With several questions --json writes one object a line.
+    faster, by workers with --engine ray. With several questions --json writes one object a line.
     """
     from knowstore import Filters, GenerationConfig, RetrievalConfig
 
@@ -65,6 +69,9 @@ def ask(
         raise typer.BadParameter("cannot be given together with --null-threshold", param_hint="--no-null")
     if question is not None and questions is not None:
         raise typer.BadParameter("cannot be given together with a question", param_hint="--questions")
+    ray = ray_config(engine, workers, ray_address)
+    if ray is not None and questions is None:
+        raise typer.BadParameter("workers answer the questions of a file (--questions)", param_hint="--engine")
     retrieval = given(
         top_k=top_k, n_read=n_read, n_candidates=candidates, temperature=temperature, search=search, index=index,
         null_threshold=null_threshold, grain=grain,
@@ -82,7 +89,7 @@ def ask(
         if question is not None:
             _answer(session.output, store, question, mode, filters, explain)
         elif questions is not None:
-            for answer in store.ask_many(_read(questions), mode=mode, filters=filters):
+            for answer in store.ask_many(_read(questions), mode=mode, filters=filters, ray=ray):
                 _show(session.output, answer, explain)
         elif is_terminal():
             _prompt_loop(session.output, store, mode, filters, explain)

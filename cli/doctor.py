@@ -33,7 +33,7 @@ _EXTRAS = {
         ("langchain-core", "langchain-lancedb", "llama-index-core", "llama-index-vector-stores-lancedb"),
         "LangChain and LlamaIndex in `knowstore bench peers`",
     ),
-    "ray": (("ray", "pylance"), "ingest on many cores or machines"),
+    "ray": (("ray", "pylance"), "ingest, reexpert and answers on many cores or machines"),
 }
 _FREE_BYTES = 2_000_000_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,15 +13,15 @@ from knowstore.config import Codec
 from knowstore.errors import SourceError
 
 from . import audit as audits
+from .engine import AddressOption, EngineOption, WorkersOption, ray_config
 from .output import Output, count, size
 from .registration import app, command
 from .session import Session, given
 
 if TYPE_CHECKING:
-    from knowstore import IngestPlan, IngestReport, KnowledgeStore, RayConfig
+    from knowstore import IngestPlan, IngestReport, KnowledgeStore
     from knowstore.audits import ProbesFile
 
-Engine = Literal["here", "ray"]
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
 _LANDED = "the edit batch, which was committed"
 
@@ -42,15 +42,9 @@ def ingest(
         Path | None, typer.Option(help="Questions for audits: rows {question, answers, kind, passage_id}.")
     ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Audit the store right afterwards.")] = False,
-    engine: Annotated[
-        Engine, typer.Option(help="Where models run: `here`, or `ray` for workers on all cores or on a Ray cluster.")
-    ] = "here",
-    workers: Annotated[
-        int | None, typer.Option(help="How many workers of --engine ray, each with the models; one a core.", min=1)
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster, else one is started here.", metavar="HOST:PORT")
-    ] = None,
+    engine: EngineOption = "here",
+    workers: WorkersOption = None,
+    ray_address: AddressOption = None,
 ) -> None:
     """Add files to the store: .txt .md .html .pdf .docx .csv .tsv .json .jsonl .parquet, and their .gz.
 
@@ -62,7 +56,7 @@ def ingest(
     if dry_run and (probes or audit):
         raise typer.BadParameter("it neither keeps probes nor audits", param_hint="--dry-run")
     _check_codec(session, codec)
-    ray = _ray_config(engine, workers, ray_address)
+    ray = ray_config(engine, workers, ray_address)
     session.kept = KEPT
     how: dict[str, Any] = {
         "split": SplitConfig(**given(words=words)),
@@ -196,17 +190,6 @@ def show_failures(output: Output, failures: tuple[Any, ...]) -> None:
 
 def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:
     return [{"source": failure.source, "error": failure.error} for failure in failures]
-
-
-def _ray_config(engine: Engine, workers: int | None, address: str | None) -> RayConfig | None:
-    from knowstore import RayConfig
-
-    if engine == "ray":
-        return RayConfig(workers, address)
-    for name, value in (("--workers", workers), ("--ray-address", address)):
-        if value is not None:
-            raise typer.BadParameter("it is for --engine ray", param_hint=name)
-    return None
 
 
 def _check_codec(session: Session, codec: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .edit import DryRun, Yes
+from .engine import AddressOption, EngineOption, WorkersOption, ray_config
 from .output import count, size
 from .registration import app, command
 from .session import Session
@@ -27,6 +28,9 @@ def reexpert(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
+    engine: EngineOption = "here",
+    workers: WorkersOption = None,
+    ray_address: AddressOption = None,
 ) -> None:
     """Generate every expert anew by the hypernetwork and language model that are named, and change over to them.
 
@@ -36,13 +40,16 @@ def reexpert(
         raise typer.BadParameter("what is deleted cannot be undone", param_hint="--drop-previous")
     if dry_run and not drop_previous:
         raise typer.BadParameter("it shows what --drop-previous would delete", param_hint="--dry-run")
+    ray = ray_config(engine, workers, ray_address)
+    if ray is not None and drop_previous:
+        raise typer.BadParameter("no model runs to delete experts", param_hint="--engine")
     output = session.output
     session.kept = _KEPT
     with session.open() as store:
         if drop_previous:
             _drop(session, store, is_dry=dry_run, is_sure=yes)
             return
-        report = store.reexpert(is_undone=undo)
+        report = store.reexpert(is_undone=undo, ray=ray)
     is_same = report.fingerprint == report.previous
     made = f"{count(report.generated, 'expert')} generated, {report.reused:,} were there, {report.seconds:.1f} s"
     output.result(

@@ -155,20 +155,21 @@ class Reader:
         batch_size: int = 1,
     ) -> list[Answer]:
         """Answer questions, at most `batch_size` in one generation, those with prompts of similar length together."""
-        chosen = [self._choose(question, mode, filters) for question in questions]
+        chosen = [self.choose(question, mode, filters) for question in questions]
         answers: dict[int, Answer] = {}
-        for batch in _batches([one.prompt for one in chosen], batch_size):
-            answers.update(zip(batch, self._write([chosen[index] for index in batch], mode, on_text), strict=True))
+        for batch in prompt_batches([one.prompt for one in chosen], batch_size):
+            answers.update(zip(batch, self.write([chosen[index] for index in batch], mode, on_text), strict=True))
         return [answers[index] for index in range(len(questions))]
 
-    def _choose(self, question: str, mode: Mode, filters: Filters | None) -> _Chosen:
+    def choose(self, question: str, mode: Mode, filters: Filters | None) -> Chosen:
+        """Find and weigh passages for a question."""
         timer = Timer()
         hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
         mounted = self.weigh(hits)
         read = self.read(mounted, mode)
-        return _Chosen(question, hits, mounted, len(read), prompt_of(question, read), timer)
+        return Chosen(question, hits, mounted, len(read), prompt_of(question, read), timer)
 
-    def _write(self, chosen: Sequence[_Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
+    def write(self, chosen: Sequence[Chosen], mode: Mode, on_text: Callable[[str], None] | None) -> list[Answer]:
         """Answer B questions in one generation."""
         from knowstore.experts import generate
 
@@ -275,7 +276,7 @@ def superseded(pairs: Sequence[tuple[str, str]], since: Mapping[str, int]) -> di
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """A question with what was found for it, and the seconds that this took."""
 
     question: str
@@ -286,8 +287,9 @@ class _Chosen:
     timer: Timer
 
 
-def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, so that the prompts of a batch need little padding and take bounded memory."""
+def prompt_batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts, at most `batch_size` at a time, longest first, so that the prompts of a batch need little
+    padding and take bounded memory."""
     batch: list[int] = []
     lengths = [len(prompt.before) + len(prompt.question) for prompt in prompts]
     for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):

@@ -26,9 +26,9 @@ Batches = Iterable[Sequence[Passage]]
 
 
 class Engine(Protocol):
-    """What runs the models over the passages of an ingest: in this process, or on many machines.
+    """What runs the models over passages: in this process, or on many machines.
 
-    Every engine is handed the same batches, and a batch gives the same numbers wherever it is computed.
+    Every engine computes the same batches, and a batch gives the same numbers wherever it is computed.
     """
 
     model_seconds: float
@@ -45,6 +45,22 @@ class Engine(Protocol):
             on_done: told of how many passages more the models have read.
 
         Yields: rows of passages whose experts are in the bank.
+        """
+        ...
+
+    def remake(
+        self,
+        parts: Iterable[Sequence[Passage]],
+        bank: ExpertBank,
+        codec: Codec,
+        batch_id: int,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """Write the experts of passages that are stored already to the bank, some hundred at a time.
+
+        Args:
+            parts: passages, in parts of as many as may be in memory; no batch has passages of two.
+            bank, codec, batch_id, on_done: as for `fill`.
         """
         ...
 
@@ -75,6 +91,25 @@ class InProcess:
         if rows:
             bank.add(experts, codec, batch_id)
             yield rows
+
+    def remake(
+        self,
+        parts: Iterable[Sequence[Passage]],
+        bank: ExpertBank,
+        codec: Codec,
+        batch_id: int,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """See `Engine`."""
+        for part in parts:
+            experts: list[StoredExpert] = []
+            for batch in token_batches(part):
+                started = time.perf_counter()
+                spans = [sentence_spans(passage.text) for passage in batch]
+                experts += generated(batch, spans, self._models, codec)
+                self.model_seconds += time.perf_counter() - started
+                on_done(len(batch))
+            bank.add(experts, codec, batch_id)
 
 
 def token_batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:

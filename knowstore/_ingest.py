@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from knowstore._encoding import Engine, generated, token_batches
-from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bank import ExpertBank, StoredExpert
+from knowstore._encoding import Engine, token_batches
+from knowstore._loaded import OnProgress
+from knowstore.bank import ExpertBank
 from knowstore.config import Codec, SplitConfig
 from knowstore.errors import SourceError
 from knowstore.passages import PassageTable
 from knowstore.records import Passage, SourceFailure
-from knowstore.sources import ColumnMap, Source, find_sources, read_passages, sentence_spans
+from knowstore.sources import ColumnMap, Source, find_sources, read_passages
 
 
 @dataclass
@@ -121,7 +121,7 @@ def write_passages(
 ) -> set[str]:
     """Embed passages, generate their experts and write both as rows of a staged edit batch; returns the ids."""
     written: set[str] = set()
-    on_done = _counted(on_progress, n_passages)
+    on_done = counted(on_progress, "embedding and generating experts", n_passages)
     with closing(engine.fill(token_batches(passages), bank, codec, batch_id, on_done)) as filled:
         for rows in filled:  # after the bank: a passage that is there has its expert, whatever happens between the two
             table.add(rows, batch_id)
@@ -129,24 +129,7 @@ def write_passages(
     return written
 
 
-def write_experts(
-    passages: Sequence[Passage],
-    bank: ExpertBank,
-    models: LoadedModels,
-    codec: Codec,
-    batch_id: int,
-    on_progress: OnProgress | None,
-) -> None:
-    """Generate experts of passages that are stored already, and write them alone."""
-    experts: list[StoredExpert] = []
-    on_done = _counted(on_progress, len(passages))
-    for batch in token_batches(passages):
-        experts += generated(batch, [sentence_spans(passage.text) for passage in batch], models, codec)
-        on_done(len(batch))
-    bank.add(experts, codec, batch_id)
-
-
-def _counted(on_progress: OnProgress | None, n_passages: int) -> Callable[[int], None]:
+def counted(on_progress: OnProgress | None, stage: str, n_passages: int) -> Callable[[int], None]:
     """Adds up passages that models have read, and says how many of all they are."""
     n_done = 0
 
@@ -154,6 +137,6 @@ def _counted(on_progress: OnProgress | None, n_passages: int) -> Callable[[int],
         nonlocal n_done
         n_done += n
         if on_progress is not None:
-            on_progress("embedding and generating experts", n_done, n_passages)
+            on_progress(stage, n_done, n_passages)
 
     return on_done

@@ -108,20 +108,17 @@ class LoadedModels:
     def retriever(self) -> Retriever:
         from knowstore.retrieval import Retriever
 
-        path = self.path("retriever")
-        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir)
+        path, fingerprint = self.path("retriever"), self.digest("retriever")
         return Retriever.load(path, self.device, self.dtype, weights_fingerprint=fingerprint)
 
     @cached_property
     def reranker(self) -> Reranker:
         from knowstore.retrieval import load_reranker
 
-        path = self.path("reranker")
-        has_weights = (path / "config.json").is_file()
-        fingerprint = directory_fingerprint(path, cache_dir=self.cache_dir) if has_weights else ""
         return load_reranker(
-            self.config.reranker, path, self.device, self.dtype, base=self._encoder, weights_fingerprint=fingerprint
-        )
+            self.config.reranker, self.path("reranker"), self.device, self.dtype, base=self._encoder,
+            weights_fingerprint=self.digest("reranker"),
+        )  # fmt: skip
 
     def _encoder(self, reference: str) -> Path:
         """The directory of the published encoder that a reference of the role retriever stands for."""
@@ -144,13 +141,16 @@ class LoadedModels:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Digests of LLM, retriever and hypernetwork, and `experts`: what an expert was made for and by."""
-        found = {
-            role: directory_fingerprint(self.path(role), cache_dir=self.cache_dir)[:16]
-            for role in ("llm", "retriever", "hypernetwork")
-        }
+        found = {role: self.digest(role)[:16] for role in ("llm", "retriever", "hypernetwork")}
         layer = self.hypernetwork_config["layer"]
         joined = f"{found['llm']}/{layer}/{found['hypernetwork']}"
         return found | {"experts": hashlib.sha256(joined.encode()).hexdigest()[:16]}
+
+    def digest(self, role: str) -> str:
+        """What identifies the files of a model, as 64 hex digits; empty where a reranker or reader has none."""
+        path = self.path(role)
+        has_files = role not in ("reranker", "reader") or (path / "config.json").is_file()
+        return directory_fingerprint(path, cache_dir=self.cache_dir) if has_files else ""
 
     def check_trained(self) -> None:
         """Refuse a hypernetwork that nobody trained, unless the store was opened to allow it."""

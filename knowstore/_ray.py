@@ -1,225 +1,195 @@
-"""The engine that runs models on the workers of a Ray cluster.
+"""Workers on a Ray cluster: actors that hold models, each given its next task before it needs it.
 
-Workers are plain actors, not a Ray Data pipeline: that batches by rows, while an expert's numbers depend on the
-tokens that share its batch, and these actors compute the very batches of `InProcess`. A worker writes the experts of a
-share of passages as files beside the bank and returns their descriptions with the rows of the passages, which are
-small; this process commits both, so that there is one writer as ever. Ray starts a worker that died again, and gives
-it its share again; files that it left are in no version of the bank and go away in the end.
+They are plain actors, not a Ray Data pipeline: that batches by rows, while an expert's numbers, and an answer's, depend
+on the tokens that share a batch, and these compute the very batches that one process computes. They read the store
+and write at most files that are no part of it yet: this process commits, so that there is one writer as ever. Ray
+starts a worker that died again, and gives it its tasks again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
-from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from knowstore import _encoding
-from knowstore._encoding import Batches, embedded_rows, generated
 from knowstore._loaded import LoadedModels
-from knowstore.bank import EncodedExpert, ExpertBank, write_fragment
-from knowstore.config import Codec, ModelConfig, RayConfig
+from knowstore.config import ModelConfig, RayConfig
 from knowstore.errors import ConfigError, EngineError, KnowledgeStoreError
-from knowstore.passages import PassageRow
-from knowstore.records import Passage
 
-_SHARE = 128  # passages that a worker is given at once, some seconds of work; a lost worker costs two of them
-_AHEAD = 2  # shares that a worker has: one to compute, one so that it need not wait
-_RETRIES = 3  # of a share whose worker dies
-_OBJECT_STORE_BYTES = 256 * 1024 * 1024  # of a cluster of our own, for shares and rows on their way
-_KEPT = "the store is as it was; what workers finished is taken up by the next ingest"
-
-Share = list[Sequence[Passage]]
+_AHEAD = 2  # tasks that a worker has: one to compute, one so that it need not wait
+_RETRIES = 3  # of a task whose worker dies
+_OBJECT_STORE_BYTES = 256 * 1024 * 1024  # of a cluster of our own, for tasks and results on their way
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a worker must know: which models, where experts go and how they are kept; paths may be relative to
-    `folder`."""
+class Job:
+    """What every worker must know: which models, of which those of `digests` are needed and must be the driver's, and
+    what an error says is kept; paths may be relative to `folder`."""
 
     models: ModelConfig
     allow_untrained: bool
     cache_dir: Path | None
     folder: str
-    fingerprints: dict[str, str]
-    uri: str
-    bank: str
-    codec: Codec
-    batch_id: int
+    digests: dict[str, str]
+    kept: str
+
+    @classmethod
+    def of(cls, models: LoadedModels, roles: Iterable[str], kept: str) -> Job:
+        """A job that needs the models of some roles; nothing of them is loaded here."""
+        dtype = str(models.dtype).removeprefix("torch.")  # whatever each worker would choose by itself
+        return cls(
+            replace(models.config, dtype=dtype),  # type: ignore[arg-type]
+            models.allow_untrained,
+            models.cache_dir,
+            str(Path.cwd()),
+            {role: models.digest(role) for role in roles},
+            kept,
+        )
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A share done: rows to be written, and fragments of the bank to be committed."""
-
-    rows: list[PassageRow]
-    fragments: list[str]
-    seconds: float
-
-
-class _Worker:
+class Worker:
     """An actor: the models, loaded once, and a core of its own."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job) -> None:
         import torch
 
         torch.set_num_threads(1)
         with suppress(OSError):  # on another machine; what is relative to it cannot be found there
             os.chdir(job.folder)
         self._job = job
-        self._models = LoadedModels(job.models, job.allow_untrained, cache_dir=job.cache_dir)
 
     def load(self) -> None:
-        """Load the models, and refuse those that are not the driver's."""
-        if self._models.fingerprints != self._job.fingerprints:
-            other = [
-                role for role, digest in self._models.fingerprints.items() if digest != self._job.fingerprints[role]
-            ]
+        """Load the models, before there is anything to do."""
+        _ = self.models
+
+    @cached_property
+    def models(self) -> LoadedModels:
+        """The models that the job needs.
+
+        Raises:
+            ConfigError: they are not the driver's.
+        """
+        job = self._job
+        models = LoadedModels(job.models, job.allow_untrained, cache_dir=job.cache_dir)
+        other = [role for role, digest in job.digests.items() if models.digest(role) != digest]
+        if other:
             raise ConfigError(
-                f"a worker on {os.uname().nodename} has another {' and '.join(other)} than the process that ingests",
-                kept=_KEPT,
+                f"a worker on {os.uname().nodename} has another {' and '.join(other)} than the process that began",
+                kept=job.kept,
                 fix="install the same models on all machines, or name a folder that all of them share",
             )
-        _ = self._models.retriever, self._models.hypernetwork
-
-    def make(self, share: Share) -> _Made:
-        """Embed the passages of a share and write their experts beside the bank."""
-        started = time.perf_counter()
-        self.load()
-        job = self._job
-        rows: list[PassageRow] = []
-        experts: list[EncodedExpert] = []
-        for batch in share:
-            made = embedded_rows(self._models.retriever, batch)
-            experts += [
-                EncodedExpert.make(expert, job.codec, job.fingerprints["experts"], job.batch_id)
-                for expert in generated(batch, [row.segments for row in made], self._models, job.codec)
-            ]
-            rows += made
-        seconds = time.perf_counter() - started
-        return _Made(rows, write_fragment(job.uri, job.bank, experts), seconds)
+        for role in job.digests:
+            getattr(models, role)
+        return models
 
 
-class RayEngine:
-    """See `Engine`; its workers live as long as one `fill`."""
+class Workers:
+    """Actors of one kind, until the block of their cluster ends."""
 
-    def __init__(self, config: RayConfig, models: LoadedModels) -> None:
-        """
-        Raises:
-            ConfigError: Ray is not installed.
-        """
-        self._ray = _ray()
-        self._config, self._models = config, models
-        self.model_seconds = 0.0
+    def __init__(self, ray: ModuleType, actors: Sequence[Any], kept: str) -> None:
+        self._ray, self._actors, self._kept = ray, actors, kept
 
-    def fill(
-        self, batches: Batches, bank: ExpertBank, codec: Codec, batch_id: int, on_done: Callable[[int], None]
-    ) -> Generator[list[PassageRow]]:
-        """See `Engine`.
+    def done(self, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """What a method of the actors makes of tasks, as they are done, in any order.
 
         Raises:
-            EngineError: no cluster, or a share whose workers died again and again.
-            ConfigError: a worker has other models than this process.
+            EngineError: a task failed, or the workers that had it died again and again.
+            KnowledgeStoreError: what a worker raised.
         """
-        dtype = str(self._models.dtype).removeprefix("torch.")  # whatever each worker would choose by itself
-        job = _Job(
-            replace(self._models.config, dtype=dtype),  # type: ignore[arg-type]
-            self._models.allow_untrained,
-            self._models.cache_dir,
-            str(Path.cwd()),
-            self._models.fingerprints,
-            bank.uri,
-            bank.name,
-            codec,
-            batch_id,
-        )
-        with self._cluster() as (n_workers, resources):
-            shares = _shares(batches)
-            first = list(islice(shares, n_workers))  # no more workers than there is work for
-            actor = self._ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **resources)(_Worker)
-            workers = [actor.remote(job) for _ in first]
-            rows: list[PassageRow] = []
-            fragments: list[str] = []
-            for made in self._made(workers, chain(first, shares)):
-                rows += made.rows
-                fragments += made.fragments
-                self.model_seconds += made.seconds
-                on_done(len(made.rows))
-                if len(rows) >= _encoding.CHUNK:
-                    bank.commit_fragments(fragments, [row.passage.passage_id for row in rows])
-                    yield rows
-                    rows, fragments = [], []
-            if rows:
-                bank.commit_fragments(fragments, [row.passage.passage_id for row in rows])
-                yield rows
-        bank.sweep()
-
-    def _made(self, workers: Sequence[Any], shares: Iterator[Share]) -> Iterator[_Made]:
-        """Shares as they are done, in any order; each worker has the next one before it needs it."""
-        running: dict[Any, Any] = {worker.load.remote(): worker for worker in workers}
-        n_making, share = 0, next(shares, None)
-        while n_making or share is not None:
+        remaining = iter(tasks)
+        running: dict[Any, Any] = {actor.load.remote(): actor for actor in self._actors}
+        loading, task = set(running), next(remaining, None)
+        while len(running) > len(loading) or task is not None:
             [done], _ = self._ray.wait(list(running), num_returns=1)
-            worker = running.pop(done)
-            made = self._result(done)
-            for _ in range(_AHEAD if made is None else 1):
-                if share is not None:
-                    running[worker.make.remote(share)] = worker
-                    n_making, share = n_making + 1, next(shares, None)
-            if made is not None:
-                n_making -= 1
-                yield made
+            actor, result, was_loading = running.pop(done), self._result(done), done in loading
+            for _ in range(_AHEAD if was_loading else 1):
+                if task is not None:
+                    running[getattr(actor, method).remote(*task)] = actor
+                    task = next(remaining, None)
+            if was_loading:
+                loading.discard(done)
+            else:
+                yield result
 
-    def _result(self, reference: Any) -> _Made | None:
+    def _result(self, reference: Any) -> Any:
         errors = self._ray.exceptions
         try:
-            return self._ray.get(reference)  # type: ignore[no-any-return]
+            return self._ray.get(reference)
         except errors.RayTaskError as error:
             if isinstance(error.cause, KnowledgeStoreError):
                 raise error.cause from error
             raise EngineError(
-                f"a worker failed: {error.cause!r}", kept=_KEPT, fix="run it without --engine ray to see where it fails"
+                f"a worker failed: {error.cause!r}",
+                kept=self._kept,
+                fix="run it without --engine ray to see where it fails",
             ) from error
         except errors.RayError as error:
             raise EngineError(
-                f"a worker died {_RETRIES + 1} times over the same passages: {error}",
-                kept=_KEPT,
+                f"a worker died {_RETRIES + 1} times over the same task: {error}",
+                kept=self._kept,
                 fix="look whether the machines have memory enough for the models of every worker, and run it again",
             ) from error
 
-    @contextmanager
-    def _cluster(self) -> Iterator[tuple[int, dict[str, int]]]:
-        """How many workers there are to be, and what each takes, while the cluster is connected to."""
-        ray, config = self._ray, self._config
-        is_ours = not ray.is_initialized()
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that is connected to: how many workers of a job there may be, what each takes, and all there were."""
+
+    ray: ModuleType
+    job: Job
+    n_workers: int
+    resources: dict[str, int]
+    actors: list[Any]
+
+    def start(self, n: int, kind: type[Worker], *arguments: Any) -> Workers:
+        """`n` workers of a kind, made with the job and `arguments`."""
+        actor = self.ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **self.resources)(kind)
+        started = [actor.remote(self.job, *arguments) for _ in range(n)]
+        self.actors.extend(started)
+        return Workers(self.ray, started, self.job.kept)
+
+
+@contextmanager
+def cluster(config: RayConfig, job: Job) -> Iterator[Cluster]:
+    """The cluster that is connected to already, that at the address, or one of our own that ends with the block.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        EngineError: there is no such cluster, or it has no core.
+    """
+    ray = imported()
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        connect(ray, config)
+    actors: list[Any] = []
+    try:
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0)) if job.models.device in ("auto", "cuda") else 0
+        n_most = gpus or int(has.get("CPU", 0))
+        if not n_most:
+            raise EngineError(
+                "the Ray cluster has no core to work on",
+                kept=job.kept,
+                fix="start nodes with `ray start --num-cpus N`",
+            )
+        resources = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
+        yield Cluster(ray, job, min(config.workers or n_most, n_most), resources, actors)
+    except BaseException:
+        for actor in [] if is_ours else actors:  # the error's traceback keeps them, and they their cores
+            with suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        raise
+    finally:
         if is_ours:
-            connect(ray, config)
-        try:
-            has = ray.cluster_resources()
-            gpus = int(has.get("GPU", 0)) if _may_use_gpu(self._models.config) else 0
-            n_most = gpus or int(has.get("CPU", 0))
-            if not n_most:
-                raise EngineError(
-                    "the Ray cluster has no core to work on",
-                    kept=_KEPT,
-                    fix="start nodes with `ray start --num-cpus N`",
-                )
-            yield min(config.workers or n_most, n_most), {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
-        finally:
-            if is_ours:
-                ray.shutdown()
-
-
-def _may_use_gpu(models: ModelConfig) -> bool:
-    return models.device in ("auto", "cuda")
+            ray.shutdown()
 
 
 def connect(ray: ModuleType, config: RayConfig) -> None:
@@ -246,23 +216,12 @@ def connect(ray: ModuleType, config: RayConfig) -> None:
         ) from error
 
 
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def imported() -> ModuleType:
+    """Ray itself.
 
-
-def _shares(batches: Iterable[Sequence[Passage]]) -> Iterator[Share]:
-    """Batches in groups of some more than `_SHARE` passages."""
-    share: Share = []
-    for batch in batches:
-        share.append(batch)
-        if sum(map(len, share)) >= _SHARE:
-            yield share
-            share = []
-    if share:
-        yield share
-
-
-def _ray() -> ModuleType:
+    Raises:
+        ConfigError: it is not installed.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray reports to its makers
     try:
         import_module("ray.exceptions")
@@ -273,3 +232,7 @@ def _ray() -> ModuleType:
             kept="nothing was changed",
             fix="run `pip install 'knowstore[ray]'`, or leave out --engine ray",
         ) from error
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

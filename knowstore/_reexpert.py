@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
-from knowstore._ingest import write_experts
+from knowstore._encoding import Engine
+from knowstore._ingest import counted
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import bank_name
@@ -53,12 +54,13 @@ def reexpert(
     catalog: Catalog,
     table: PassageTable,
     models: LoadedModels,
+    engine: Engine,
     codec: Codec,
     on_progress: OnProgress | None,
     *,
     is_undone: bool,
 ) -> ReexpertReport:
-    """Generate the experts of all stored passages by `models`, then let the store use them; see
+    """Generate the experts of all stored passages by `models`, which `engine` runs, then let the store use them; see
     `KnowledgeStore.reexpert`. The caller is the one writer, and asks with `is_undone` for the previous models."""
     started = time.perf_counter()
     recorded, new = _recorded(catalog), models.fingerprints
@@ -73,7 +75,7 @@ def reexpert(
     models.check_trained()
     name = _name_for(catalog, new["experts"])
     bank = ExpertBank.open(str(layout.tables), fingerprint=new["experts"], name=name, create=True)
-    n_generated, n_reused = _fill(bank, table, models, codec, catalog.head(), on_progress)
+    n_generated, n_reused = _fill(bank, table, engine, codec, catalog.head(), on_progress)
     for role, digest in new.items():
         catalog.fingerprint(role, digest, {"reference": str(getattr(models.config, role, role))})
     catalog.set_settings(
@@ -135,7 +137,7 @@ def _name_for(catalog: Catalog, fingerprint: str) -> str:
 def _fill(
     bank: ExpertBank,
     table: PassageTable,
-    models: LoadedModels,
+    engine: Engine,
     codec: Codec,
     head: int,
     on_progress: OnProgress | None,
@@ -146,12 +148,8 @@ def _fill(
     damaged = {passage_id for passage_id, _ in bank.verify()}
     bank.delete((there - stored) | damaged)
     missing = sorted(stored - (there - damaged))
-    n_done = 0
-    for part in parts(missing):
-        passages = [row.passage for row in table.get(part, at=None)]
-        write_experts(passages, bank, models, codec, head, None)
-        n_done += len(part)
-        if on_progress is not None:
-            on_progress("generating experts", n_done, len(missing))
+    if missing:
+        passages = ([row.passage for row in table.get(part, at=None)] for part in parts(missing))
+        engine.remake(passages, bank, codec, head, counted(on_progress, "generating experts", len(missing)))
     bank.optimize()
     return len(missing), len(stored) - len(missing)

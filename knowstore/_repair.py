@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from knowstore._encoding import embedded_rows
-from knowstore._ingest import write_experts
+from knowstore._encoding import InProcess, embedded_rows
+from knowstore._ingest import counted
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover
@@ -174,10 +174,9 @@ class _Work:
         if wanted:
             self.models.check_store(self.catalog.setting("fingerprints"))
         self.bank.delete((present - stored) | damaged)
-        head = self.catalog.head()
-        for part in parts(wanted):
-            passages = [row.passage for row in self.table.get(part, at=None)]
-            write_experts(passages, self.bank, self.models, self.codec, head, self.on_progress)
+        passages = ([row.passage for row in self.table.get(part, at=None)] for part in parts(wanted))
+        on_done = counted(self.on_progress, "generating experts", len(wanted))
+        InProcess(self.models).remake(passages, self.bank, self.codec, self.catalog.head(), on_done)
 
     def rebuild_indexes(self) -> None:
         """Every index anew when one of them does not find what there is."""

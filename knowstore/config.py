@@ -74,7 +74,7 @@ class BankConfig:
 
 @dataclass(frozen=True)
 class RayConfig:
-    """Ingest on workers of a Ray cluster: `workers` processes, each with the models and a core (or a GPU, where the
+    """Models on workers of a Ray cluster: `workers` processes, each with the models and a core (or a GPU, where the
     cluster has one) of its own; None takes as many as there are. `address` is that of a running cluster, as in
     `ray start`; None starts one on this machine and ends it afterwards.
     """

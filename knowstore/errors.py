@@ -101,7 +101,7 @@ class MountError(KnowledgeStoreError):
 
 
 class EngineError(KnowledgeStoreError):
-    """Workers of an ingest that cannot be had, or keep dying."""
+    """Workers on other cores or machines that cannot be had, or keep dying."""
 
 
 class HypernetworkError(KnowledgeStoreError):

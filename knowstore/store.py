@@ -250,7 +250,7 @@ class KnowledgeStore:
             stack.enter_context(self._writer(keep_staged=True))
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
             change = self._change(scan)
-            engine = self._engine(ray)
+            engine = _engine(ray, self.models)
             batch, model_seconds = self._commit(
                 "ingest", change, lambda wanted: sources.again(wanted), note, engine=engine
             )
@@ -267,13 +267,6 @@ class KnowledgeStore:
     @property
     def _own_folder(self) -> Path | None:
         return self.layout.folder if isinstance(self.layout, Folder) else None
-
-    def _engine(self, ray: RayConfig | None) -> Engine:
-        if ray is None:
-            return InProcess(self.models)
-        from knowstore._ray import RayEngine
-
-        return RayEngine(ray, self.models)
 
     def _change(self, scan: Scan) -> Change:
         added, superseded = [], []
@@ -416,19 +409,22 @@ class KnowledgeStore:
         filters: Filters | None = None,
         batch_size: int = 16,
         at: int | None = None,
+        ray: RayConfig | None = None,
     ) -> list[Answer]:
         """Answer questions in batches, each with its own experts, in the order given; arguments as for `ask`.
 
         Prompts of similar length are answered together. The seconds of generating are those of a whole batch. `at` is
         the live edit batch after which the store is looked at, the latest when None; a passage that was removed and
-        brought back since is missed.
+        brought back since is missed. `ray` lets workers of a Ray cluster answer; the answers are the same.
 
         Raises:
             UnknownBatchError: no live batch `at`.
+            ConfigError: as for `ask`; or `ray` where answers are drawn.
+            EngineError: there is no such cluster, or its workers keep dying.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", kept="nothing was asked", fix="use at least 1")
-        return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size) if questions else []
+        return self._answer(questions, mode, filters, None, at=at, batch_size=batch_size, ray=ray) if questions else []
 
     def ask_each(
         self, questions: Iterable[str], *, mode: Mode = "experts", filters: Filters | None = None, batch_size: int = 16
@@ -449,6 +445,7 @@ class KnowledgeStore:
         *,
         at: int | None = None,
         batch_size: int = 1,
+        ray: RayConfig | None = None,
     ) -> list[Answer]:
         check_mode(mode)
         questions = checked_questions(questions)
@@ -458,7 +455,11 @@ class KnowledgeStore:
         def answer(reader: Reader) -> list[Answer]:
             if mode != "rag":
                 self.models.check_trained()
-            return reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
+            if ray is None:
+                return reader.answer(questions, mode, filters, on_text, batch_size=batch_size)
+            from knowstore import _ray_answers
+
+            return _ray_answers.answers(reader, ray, questions, mode, filters, batch_size)
 
         answers = self._read(answer, at)
         if answers is None:
@@ -583,7 +584,7 @@ class KnowledgeStore:
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
 
-    def reexpert(self, *, is_undone: bool = False) -> ReexpertReport:
+    def reexpert(self, *, is_undone: bool = False, ray: RayConfig | None = None) -> ReexpertReport:
         """Change the store over to the models that it was opened with: their experts are generated beside those in
         use, while readers go on, and one commit makes all of them the store's. Interrupted, it goes on where it was.
         The experts of before are kept until `drop_previous`.
@@ -591,16 +592,19 @@ class KnowledgeStore:
         Args:
             is_undone: change back to the models that the store had before; only experts of passages that are newer
                 than the change are generated. Done already, it is refused and not turned round again.
+            ray: as for `ingest`.
 
         Raises:
             ConfigError: another retriever, or nothing to undo.
             HypernetworkError: the hypernetwork was never trained.
+            EngineError: as for `ingest`; what workers finished is taken up by the next `reexpert`.
         """
         with self._writer():
             models = _reexpert.previous_models(self.catalog, self.models) if is_undone else self.models
             codec, table = self._bank_config.codec, self._tables.passages()
+            engine = _engine(ray, models)
             report = _reexpert.reexpert(
-                self.layout, self.catalog, table, models, codec, self._on_progress, is_undone=is_undone
+                self.layout, self.catalog, table, models, engine, codec, self._on_progress, is_undone=is_undone
             )
         self.models = models
         return report
@@ -828,6 +832,14 @@ class KnowledgeStore:
                 kept="the store is as it was",
                 fix="`knowstore list` shows the passages there are",
             )
+
+
+def _engine(ray: RayConfig | None, models: LoadedModels) -> Engine:
+    if ray is None:
+        return InProcess(models)
+    from knowstore._ray_experts import RayEngine
+
+    return RayEngine(ray, models)
 
 
 def _layout_of(location: str | Path, *, create: bool, catalog_url: str | None) -> Layout:

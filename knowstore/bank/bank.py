@@ -189,6 +189,20 @@ class ExpertBank:
             return self
         return type(self)(newest, self._connection, self.fingerprint, self._cache_bytes, is_fixed=True)
 
+    def at_version(self, version: int) -> Self:
+        """The bank as it was in a version, for reading alone: another process sees by it what a fixed object of this
+        one sees.
+
+        Raises:
+            BankError: there is no such version (any more): a purge deletes older ones.
+        """
+        try:
+            table = cast(LanceTable, self._connection.open_table(self.name))
+            table.checkout(version)
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+        return type(self)(table, self._connection, self.fingerprint, self._cache_bytes, is_fixed=True)
+
     # writing
 
     def add(self, experts: Iterable[StoredExpert], codec: Codec, batch_id: int) -> int:

@@ -149,6 +149,20 @@ class PassageTable:
             raise _unreadable(error) from error
         return self if is_this else type(self)(newest, self._connection, is_fixed=True)
 
+    def at_version(self, version: int) -> Self:
+        """The table as it was in a version, for reading alone: another process sees by it what a fixed object of this
+        one sees.
+
+        Raises:
+            PassageError: there is no such version (any more): a purge deletes older ones.
+        """
+        try:
+            table = cast(LanceTable, self._connection.open_table(_NAME))
+            table.checkout(version)
+        except _LANCE_ERRORS as error:
+            raise _unreadable(error) from error
+        return type(self)(table, self._connection, is_fixed=True)
+
     # writing
 
     def add(self, rows: Sequence[PassageRow], batch_id: int) -> int:

@@ -50,6 +50,12 @@ def open_store(tmp_path: Path, tiny_models: ModelConfig, cache_dir: Path) -> Ite
         yield open_
 
 
+@pytest.fixture
+def pooled(tiny_models: ModelConfig, tiny_pooled_dir: Path) -> ModelConfig:
+    """The tiny models with another hypernetwork."""
+    return replace(tiny_models, hypernetwork=str(tiny_pooled_dir))
+
+
 @pytest.fixture(scope="session")
 def facts() -> list[Passage]:
     """Six passages about towns, from two sources, of one date each."""

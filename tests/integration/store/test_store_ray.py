@@ -1,4 +1,4 @@
-"""Ingest on a Ray cluster: the same rows as in one process, whatever dies."""
+"""Ingest, reexpert and answers on a Ray cluster: the same as in one process, whatever dies."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from knowstore import _encoding
-from knowstore.config import ModelConfig, RayConfig
+from knowstore._loaded import LoadedModels
+from knowstore._ray import Job, Worker, Workers
+from knowstore.bank import bank_names
+from knowstore.config import GenerationConfig, ModelConfig, RayConfig
 from knowstore.errors import ConfigError, EngineError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -78,11 +82,11 @@ def cluster(one_thread: None, request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten chunks of four passages, each a share or two of some batches."""
-    from knowstore import _ray
+    from knowstore import _ray_experts
 
     monkeypatch.setattr(_encoding, "CHUNK", 4)
     monkeypatch.setattr(_encoding, "_BATCH_TOKENS", 64)
-    monkeypatch.setattr(_ray, "_SHARE", 3)
+    monkeypatch.setattr(_ray_experts, "_SHARE", 3)
 
 
 def rows(store: KnowledgeStore) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,18 +102,23 @@ def data_files(store: KnowledgeStore) -> tuple[set[str], set[str]]:
     """Names of the files with experts, those there are and those that the bank's latest version names."""
     import lance
 
-    table = store.layout.tables / "experts.lance"
+    table = store.layout.tables / f"{store._tables.bank().name}.lance"
     named = {file.path for fragment in lance.dataset(str(table)).get_fragments() for file in fragment.data_files()}
     return {file.name for file in (table / "data").iterdir()}, named
 
 
-def kill_one_worker() -> int:
-    """End a process that computes, as the system does that has no memory left; gives its id."""
-    for process in psutil.process_iter(["cmdline"]):
-        if "_Worker.make" in " ".join(process.info["cmdline"] or ()):
-            process.kill()
-            return int(process.pid)
-    raise AssertionError("no worker computes")
+def kill_one_worker(method: str) -> int:
+    """End a worker, one that computes if any does, as the system does that has no memory left; gives its id."""
+    ours = psutil.process_iter() if ADDRESS else psutil.Process().children(recursive=True)
+    titles: dict[psutil.Process, str] = {}
+    for process in ours:
+        with suppress(psutil.Error):
+            titles[process] = " ".join(process.cmdline())
+    worker = max(
+        (one for one in titles if "_Worker" in titles[one]), key=lambda one: f"_Worker.{method}" in titles[one]
+    )
+    worker.kill()
+    return int(worker.pid)
 
 
 def test_the_same_rows_as_in_one_process(
@@ -131,7 +140,7 @@ def test_a_lost_worker_costs_what_it_had_begun(
 
     def kill_one(stage: str, n: int, _: int | None) -> None:
         if stage.startswith("embedding") and not killed:
-            killed.append(kill_one_worker())
+            killed.append(kill_one_worker("make"))
 
     alone, many = open_store("alone"), open_store("many", on_progress=kill_one)
     alone.ingest([path])
@@ -176,8 +185,8 @@ def test_a_killed_driver_leaves_what_was_committed_and_the_ingest_goes_on(
 ) -> None:
     path = write_facts("towns.jsonl", towns)
     killed = start_python(
-        "from knowstore import RayConfig, _encoding, _ray\n"
-        "_encoding.CHUNK, _encoding._BATCH_TOKENS, _ray._SHARE = 4, 64, 3\n"
+        "from knowstore import RayConfig, _encoding, _ray_experts\n"
+        "_encoding.CHUNK, _encoding._BATCH_TOKENS, _ray_experts._SHARE = 4, 64, 3\n"
         "store._on_progress = lambda stage, n, _: stage[0] == 'e' and n > 20 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.ingest([sys.argv[1]], ray=RayConfig(2, os.environ.get('RAY_ADDRESS')))\n",
         path,
@@ -193,11 +202,108 @@ def test_a_killed_driver_leaves_what_was_committed_and_the_ingest_goes_on(
     assert store.verify().problems == ()
 
 
+def test_a_change_is_undone_as_in_one_process_though_a_worker_is_lost(
+    open_store: Open, towns: list[Passage], pooled: ModelConfig, small_shares: None, cluster: None
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(stage: str, n: int, _: int | None) -> None:
+        if stage.startswith("generating") and not killed:
+            killed.append(kill_one_worker("remake"))
+
+    for folder in ("alone", "many"):
+        open_store(folder).add(towns[:1])
+        changed = open_store(folder, models=pooled)
+        changed.reexpert()
+        changed.add(towns[1:])
+    alone, many = open_store("alone", models=pooled), open_store("many", models=pooled, on_progress=kill_one)
+    alone.reexpert(is_undone=True)
+    report = many.reexpert(is_undone=True, ray=RayConfig(workers=2))
+    assert (len(killed), report.generated, report.reused) == (1, 39, 1)
+    assert rows(many) == rows(alone)
+    assert many.verify().problems == ()
+    there, named = data_files(many)
+    assert there == named
+
+
+def test_a_change_that_ends_early_goes_on_where_it_was(
+    open_store: Open,
+    towns: list[Passage],
+    pooled: ModelConfig,
+    n_generated: Callable[[], int],
+    small_shares: None,
+    cluster: None,
+) -> None:
+    def end(stage: str, n: int, _: int | None) -> None:
+        if stage.startswith("generating") and n > 20:
+            raise KeyboardInterrupt
+
+    store = open_store()
+    store.add(towns)
+    ended = open_store(models=pooled, on_progress=end)
+    with pytest.raises(KeyboardInterrupt):
+        ended.reexpert(ray=RayConfig(workers=2))
+    assert (store.verify().problems, store.stats().experts) == ((), 40)
+    n_generated()
+    report = open_store(models=pooled).reexpert()
+    assert report.generated + report.reused == 40
+    assert n_generated() == report.generated <= 28  # the others were committed, in chunks of some more than 4
+
+
+def test_many_questions_get_the_answers_of_one_process_though_a_worker_is_lost(
+    open_store: Open, towns: list[Passage], monkeypatch: pytest.MonkeyPatch, cluster: None
+) -> None:
+    from knowstore import _ray_answers
+
+    monkeypatch.setattr(_ray_answers, "_SHARE", 2)
+    store, killed = open_store(), []
+    store.add(towns)
+    store.add([replace(towns[8], text=towns[8].text.replace("708", "1708"))])  # a newer twin of a live passage,
+    store.rollback(cast(int, store.remove([towns[8].passage_id]).batch_id))  # as the catalog alone can tell now
+    questions = [f"When was Town {i} founded{', and by whom' * (i % 3)}?" for i in range(12)]
+    alone = store.ask_many(questions, batch_size=3)
+    done = Workers.done
+
+    def kill_one(self: Workers, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        for made in done(self, method, tasks):
+            if method == "choose" and not killed:
+                killed.append(kill_one_worker("choose"))
+            yield made
+
+    monkeypatch.setattr(Workers, "done", kill_one)
+    many = store.ask_many(questions, batch_size=3, ray=RayConfig(workers=2))
+    assert [replace(one, timings_s={}) for one in many] == [replace(one, timings_s={}) for one in alone]
+    assert any(hit.newer_twin for one in many for hit in one.hits)
+    assert (len(killed), len({one.text for one in many}) > 1) == (1, True)
+    assert "generate" in many[0].timings_s
+
+
+def test_a_worker_with_other_models_refuses(tiny_models: ModelConfig, cache_dir: Path, one_thread: None) -> None:
+    job = Job.of(LoadedModels(tiny_models, cache_dir=cache_dir), ("llm", "reranker"), "all")
+    Worker(job).load()
+    with pytest.raises(ConfigError, match="has another reranker than"):
+        Worker(replace(job, digests={**job.digests, "reranker": "of other files"})).load()
+
+
+def test_drawn_answers_are_refused(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store(generation=GenerationConfig(do_sample=True))
+    store.add(facts[:1])
+    with pytest.raises(ConfigError, match="drawn"):
+        store.ask_many(["Who?"], ray=RayConfig())
+
+
 def test_without_ray_it_says_what_to_install(
-    open_store: Open, write_facts: Write, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+    open_store: Open, write_facts: Write, facts: list[Passage], pooled: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     store = open_store()
     with pytest.raises(ConfigError, match="Ray is not installed"):
         store.ingest([write_facts("facts.jsonl", facts)], ray=RayConfig())
     assert (store.batches(), store.layout.has_tables) == ([], False)
+    store.add(facts[:1])
+    other = open_store(models=pooled)
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        other.reexpert(ray=RayConfig())
+    assert bank_names(str(store.layout.tables)) == ["experts"]
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        store.ask_many(["Who?"], ray=RayConfig())

@@ -20,12 +20,6 @@ Count = Callable[[], int]
 QUESTION = "When was Rome founded?"
 
 
-@pytest.fixture
-def pooled(tiny_models: ModelConfig, tiny_pooled_dir: Path) -> ModelConfig:
-    """The tiny models with another hypernetwork."""
-    return replace(tiny_models, hypernetwork=str(tiny_pooled_dir))
-
-
 def _said(store: KnowledgeStore) -> object:
     answer = store.ask(QUESTION)
     return answer.text, [(one.passage_id, one.weight) for one in answer.experts]

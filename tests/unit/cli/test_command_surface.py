@@ -76,7 +76,18 @@ def test_help_loads_nothing_heavy() -> None:
 def test_wrong_usage_is_exit_2() -> None:
     assert CliRunner().invoke(app, ["ask", "--mode", "magic", "why?"]).exit_code == 2
     assert CliRunner().invoke(app, ["aks"]).exit_code == 2
-    assert CliRunner().invoke(app, ["ingest", "--workers", "2", "notes"]).exit_code == 2  # it is for --engine ray
+
+
+@pytest.mark.parametrize("arguments", [["ingest", "notes"], ["reexpert"], ["ask", "--questions", "notes"]])
+@pytest.mark.parametrize("option", ["--workers=2", "--ray-address=here:1"])
+def test_options_of_workers_are_for_the_engine_ray(arguments: list[str], option: str) -> None:
+    wrong = CliRunner().invoke(app, [*arguments, option])
+    assert (wrong.exit_code, "--engine ray" in wrong.output) == (2, True)
+
+
+def test_workers_answer_files_of_questions_and_delete_nothing() -> None:
+    assert CliRunner().invoke(app, ["ask", "why?", "--engine", "ray"]).exit_code == 2
+    assert CliRunner().invoke(app, ["reexpert", "--drop-previous", "--engine", "ray"]).exit_code == 2
 
 
 def test_version_is_shown() -> None:
