@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from knowstore.records import Mode
 from .engine import AddressOption, EngineOption, WorkersOption, ray_config
 from .output import Output, shortened
 from .registration import app, command
-from .session import Session, given, is_terminal
+from .session import Session, given, is_terminal, source_of
 
 if TYPE_CHECKING:
     from knowstore import Answer, Filters, KnowledgeStore
@@ -42,7 +43,9 @@ def ask(
     grain: Annotated[Grain | None, typer.Option(help="What of a passage is weighed by itself.")] = None,
     search: Annotated[Search | None, typer.Option(help="How passages are proposed.")] = None,
     index: Annotated[Index | None, typer.Option(help="What the vectors are searched with.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only passages of this source; PREFIX* is a prefix.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Only passages of this source, a path or a name; PREFIX* is a prefix.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Only passages of this title; PREFIX* is a prefix.")] = None,
     batch: Annotated[int | None, typer.Option(help="Only passages of this edit batch.")] = None,
     date_from: Annotated[str | None, typer.Option("--from", help="Only passages dated then or later.")] = None,
@@ -79,11 +82,12 @@ def ask(
     if no_null:
         retrieval["null_threshold"] = None
     generation = given(max_tokens=max_tokens, do_sample=sample or None, n_beams=beams, where=where)
-    filters = Filters(source=source, title=title, batch_id=batch, date_from=date_from, date_to=date_to)
     session.kept = "the store, which a question never changes"
     with session.open(
         retrieval=RetrievalConfig(**retrieval), generation=GenerationConfig(**generation), allow_untrained=untrained
     ) as store:
+        named = None if source is None else source_of(store, source)
+        filters = Filters(source=named, title=title, batch_id=batch, date_from=date_from, date_to=date_to)
         if note := store.weights_note():
             session.output.hint(note)
         if question is not None:
@@ -94,6 +98,8 @@ def ask(
         elif is_terminal():
             _prompt_loop(session.output, store, mode, filters, explain)
         else:
+            if isinstance(sys.stdin, TextIOWrapper):
+                sys.stdin.reconfigure(errors="replace")  # a question is read as what is ingested is
             for line in sys.stdin:
                 if line.strip():
                     _answer(session.output, store, line.strip(), mode, filters, explain)

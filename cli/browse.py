@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .output import count, shortened, size
 from .registration import app, command
-from .session import Session
+from .session import Session, source_of
 
 _MOST = 2**31 - 1  # of rows in a catalog
 Limit = Annotated[int | None, typer.Option(min=1, max=_MOST, help="At most so many.")]
@@ -25,9 +24,8 @@ def list_passages(
 ) -> None:
     """List the live passages."""
     with session.open() as store:
-        if source is not None and source not in dict(store.catalog.sources()):
-            source = Path(source).resolve().as_posix()  # what a file's passages name
-        found = store.passages(source=source, limit=None if limit is None else limit + 1, offset=offset)
+        named = None if source is None else source_of(store, source)
+        found = store.passages(source=named, limit=None if limit is None else limit + 1, offset=offset)
     shown = found[:limit]
     rows = [
         {

@@ -97,3 +97,13 @@ def is_terminal() -> bool:
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def source_of(store: KnowledgeStore, given_as: str) -> str:
+    """The source, or the pattern of sources (PREFIX*), that a user means: as the store has it, else of the file or
+    folder at this path."""
+    path, star = (given_as[:-1], "*") if given_as.endswith("*") else (given_as, "")
+    names = [name for name, _ in store.catalog.sources()]
+    if given_as in names or (star and any(name.startswith(path) for name in names)):
+        return given_as
+    return Path(path).resolve().as_posix() + ("/" if path.endswith("/") else "") + star

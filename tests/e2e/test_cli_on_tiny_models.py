@@ -35,7 +35,7 @@ def run(tmp_path: Path, tiny_models: ModelConfig, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(f"KNOWSTORE_{name.upper()}", getattr(tiny_models, name))
     Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FACTS), encoding="utf-8")
 
-    def invoke(*arguments: str, stdin: str | None = None, status: int = 0) -> Result:
+    def invoke(*arguments: str, stdin: str | bytes | None = None, status: int = 0) -> Result:
         result = CliRunner().invoke(app, list(arguments), input=stdin)
         assert result.exit_code == status, result.output
         return result
@@ -208,6 +208,16 @@ def test_passages_are_listed_by_the_path_that_was_ingested(run: Run) -> None:
     Path("facts.jsonl").unlink()
     assert len(run("list", "--source", "facts.jsonl", "--quiet").stdout.split()) == 3
     assert run("list", "--source", "fact", "--quiet").stdout == ""
+    for source in ("facts.jsonl", "./fact*", f"{Path.cwd()}/*"):
+        answer = _json(run("ask", "Where is Lyon?", "--source", source, "--no-null", "--json"))
+        assert {one["source"] for one in answer["experts"]} == {str(Path("facts.jsonl").resolve())}
+    assert _json(run("ask", "Where is Lyon?", "--source", "other*", "--no-null", "--json"))["experts"] == []
+
+
+def test_a_question_from_stdin_that_is_no_text_is_answered_like_any_other(run: Run) -> None:
+    run("ingest", "facts.jsonl")
+    asked = run("ask", "--json", stdin=b"Where is Ly\xf4n?\nWhere is Lyon?\n").stdout.splitlines()
+    assert [json.loads(line)["question"] for line in asked] == ["Where is Ly\ufffdn?", "Where is Lyon?"]
 
 
 def test_a_dry_run_refuses_what_the_command_would_refuse(run: Run) -> None:
