@@ -35,14 +35,16 @@ faults: $(VENV)/.tests ## Kill the processes of stores, let their disks fail, le
 	@$(BIN)/python -m tests.faults --soak 600 --postgresql
 
 weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader into build/weights, from DATA, a folder with train/NAME.jsonl.gz: hours
-	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --minutes 85 --output build/weights/reranker
-	@$(BIN)/knowstore --reranker build/weights/reranker \
+	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --minutes 85 --output build/weights/half
+	@$(BIN)/knowstore --reranker build/weights/half \
 		train hypernetwork $(TRAINING) --minutes 140 --output build/weights/keys
-	@$(BIN)/knowstore --reranker build/weights/reranker \
+	@$(BIN)/knowstore --reranker build/weights/half \
 		train hypernetwork $(TRAINING) --from build/weights/keys --pointing-share 0 --static-steps 0 --minutes 85 \
 		--output build/weights/tokens
-	@$(BIN)/knowstore --reranker build/weights/reranker --hypernetwork build/weights/tokens \
+	@$(BIN)/knowstore --reranker build/weights/half --hypernetwork build/weights/tokens \
 		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/reader
+	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --from build/weights/half --n-shared 0 --dropout 0.1 \
+		--minutes 66 --output build/weights/reranker
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
