@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,14 @@ BatchKind = Literal["ingest", "add", "remove", "replace", "rollback", "import"]
 BatchState = Literal["staged", "live", "discarded"]
 ProbeKind = Literal["reliability", "paraphrase", "locality", "portability", "removed"]
 ProbeState = Literal["current", "contested", "gone"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate, half a character, which a command line may give and UTF-8 has
+    not."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)

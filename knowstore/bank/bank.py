@@ -6,7 +6,6 @@ whoever asks for them: the bank keeps rows by passage id and knows no snapshots.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from knowstore.bank.expert import EncodedExpert, StoredExpert
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
+from knowstore.records import well_formed
 
 NAME = "experts"
 """The table that a store begins with."""
@@ -42,7 +42,6 @@ _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
 _MOST_FILES = 128
 _SMALL_FILE_BYTES = 16 * 1024 * 1024
 _HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, as a command line may give it; no id has one
 
 _T = TypeVar("_T")
 
@@ -570,7 +569,7 @@ def _delete_history(table: LanceTable) -> None:
 
 
 def _is_in(ids: Iterable[str]) -> str:
-    literals = ("'" + _SURROGATE.sub("\ufffd", passage_id).replace("'", "''") + "'" for passage_id in ids)
+    literals = ("'" + well_formed(passage_id).replace("'", "''") + "'" for passage_id in ids)
     return f"id IN ({', '.join(literals)})"
 
 

@@ -12,17 +12,16 @@ from datetime import date
 
 from knowstore.config import Filters
 from knowstore.errors import FilterError
+from knowstore.records import well_formed
 
 _DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BATCHES = 2**31  # ids of edit batches are below
 _AFTER = "~"  # sorts after every character of an ISO date, so that up to 2024-05 takes in 2024-05-31
 
 
 def quote(value: str) -> str:
-    """`value` as an SQL string literal; half a character (a lone surrogate) is U+FFFD there, as in texts that were
-    ingested."""
-    return "'" + _SURROGATE.sub("\ufffd", value).replace("'", "''") + "'"
+    """`value` as an SQL string literal, well-formed as texts that were ingested are."""
+    return "'" + well_formed(value).replace("'", "''") + "'"
 
 
 def is_in(column: str, values: Iterable[str]) -> str:

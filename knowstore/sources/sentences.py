@@ -6,9 +6,10 @@ import re
 
 import sentencex
 
+from knowstore.records import well_formed
+
 # sentencex 1.0 panics on a blank that is not one byte of UTF-8 and cannot encode a lone surrogate.
 _WIDE_BLANK = re.compile(r"[^\S\n]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -23,7 +24,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         Character spans (start, end) in order, without blanks at either end and without overlap,
         that together hold every character that is not blank.
     """
-    same_length = _SURROGATE.sub("\ufffd", _WIDE_BLANK.sub(" ", text))
+    same_length = well_formed(_WIDE_BLANK.sub(" ", text))
     spans = []
     for boundary in sentencex.get_sentence_boundaries("en", same_length):
         start, end = boundary["start_index"], boundary["end_index"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from knowstore.records import Passage
+from knowstore.records import Passage, well_formed
 from knowstore.sources.sentences import sentence_spans
 
 # A word is a run without blanks; scripts written without blanks count by character, and a run that
@@ -16,12 +16,11 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,30}}")
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 _LINE_CONTROLS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\ufeff]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
     """Make line ends `\\n`, drop control characters, and replace lone surrogates by U+FFFD."""
-    return _SURROGATES.sub("\ufffd", _CONTROLS.sub("", _LINE_CONTROLS.sub("\n", text)))
+    return well_formed(_CONTROLS.sub("", _LINE_CONTROLS.sub("\n", text)))
 
 
 def fold(text: str) -> str:
