@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,51 +39,46 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    with _emptied_on_failure(folder):
+        ids = {passage_id for passage_id, _ in pairs}
+        writer = None
+        for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
+            writer = writer or pq.ParquetWriter(folder / "passages.parquet", batch.schema)
+            writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
+        schema = pa.schema(
+            [
+                ("passage_id", pa.string()), ("fingerprint", pa.string()), ("codec", pa.string()),
+                ("form", pa.string()), ("rank", pa.int32()), ("segment_ranks", pa.list_(pa.int32())),
+                ("data", pa.large_binary()), ("checksum", pa.string()), ("batch_id", pa.int64()),
+            ]
+        )  # fmt: skip
+        with pq.ParquetWriter(folder / "experts.parquet", schema) as experts:
+            part: list[dict[str, object]] = []
+            for expert in bank.iter_encoded():
+                if expert.passage_id in ids:
+                    part.append(asdict(expert))
+                if len(part) >= _ROWS:
+                    experts.write_table(pa.Table.from_pylist(part, schema=schema))
+                    part = []
+            experts.write_table(pa.Table.from_pylist(part, schema=schema))
+        schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
+        sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
+        pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")
+        manifest = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return len(ids)
+
+
+@contextmanager
+def _emptied_on_failure(folder: Path) -> Iterator[None]:
     try:
-        return _write(folder, head, pairs, table, bank, fingerprints)
+        yield
     except BaseException:
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
         raise
-
-
-def _write(
-    folder: Path,
-    head: int,
-    pairs: Sequence[tuple[str, str]],
-    table: PassageTable,
-    bank: ExpertBank,
-    fingerprints: dict[str, str],
-) -> int:
-    ids = {passage_id for passage_id, _ in pairs}
-    writer = None
-    for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
-        writer = writer or pq.ParquetWriter(folder / "passages.parquet", batch.schema)
-        writer.write_batch(batch)
-    if writer is not None:
-        writer.close()
-    schema = pa.schema(
-        [
-            ("passage_id", pa.string()), ("fingerprint", pa.string()), ("codec", pa.string()), ("form", pa.string()),
-            ("rank", pa.int32()), ("segment_ranks", pa.list_(pa.int32())), ("data", pa.large_binary()),
-            ("checksum", pa.string()), ("batch_id", pa.int64()),
-        ]
-    )  # fmt: skip
-    with pq.ParquetWriter(folder / "experts.parquet", schema) as experts:
-        part: list[dict[str, object]] = []
-        for expert in bank.iter_encoded():
-            if expert.passage_id in ids:
-                part.append(asdict(expert))
-            if len(part) >= _ROWS:
-                experts.write_table(pa.Table.from_pylist(part, schema=schema))
-                part = []
-        experts.write_table(pa.Table.from_pylist(part, schema=schema))
-    schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
-    sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
-    pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")
-    manifest = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return len(ids)
 
 
 @dataclass(frozen=True)
