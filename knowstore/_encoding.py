@@ -49,19 +49,10 @@ class Engine(Protocol):
         ...
 
     def remake(
-        self,
-        parts: Iterable[Sequence[Passage]],
-        bank: ExpertBank,
-        codec: Codec,
-        batch_id: int,
-        on_done: Callable[[int], None],
+        self, batches: Batches, bank: ExpertBank, codec: Codec, batch_id: int, on_done: Callable[[int], None]
     ) -> None:
-        """Write the experts of passages that are stored already to the bank, some hundred at a time.
-
-        Args:
-            parts: passages, in parts of as many as may be in memory; no batch has passages of two.
-            bank, codec, batch_id, on_done: as for `fill`.
-        """
+        """Write the experts of passages that are stored already to the bank, some hundred at a time; arguments as for
+        `fill`."""
         ...
 
 
@@ -93,23 +84,19 @@ class InProcess:
             yield rows
 
     def remake(
-        self,
-        parts: Iterable[Sequence[Passage]],
-        bank: ExpertBank,
-        codec: Codec,
-        batch_id: int,
-        on_done: Callable[[int], None],
+        self, batches: Batches, bank: ExpertBank, codec: Codec, batch_id: int, on_done: Callable[[int], None]
     ) -> None:
         """See `Engine`."""
-        for part in parts:
-            experts: list[StoredExpert] = []
-            for batch in token_batches(part):
-                started = time.perf_counter()
-                spans = [sentence_spans(passage.text) for passage in batch]
-                experts += generated(batch, spans, self._models, codec)
-                self.model_seconds += time.perf_counter() - started
-                on_done(len(batch))
-            bank.add(experts, codec, batch_id)
+        experts: list[StoredExpert] = []
+        for batch in batches:
+            started = time.perf_counter()
+            experts += generated(batch, [sentence_spans(passage.text) for passage in batch], self._models, codec)
+            self.model_seconds += time.perf_counter() - started
+            on_done(len(batch))
+            if len(experts) >= CHUNK:
+                bank.add(experts, codec, batch_id)
+                experts = []
+        bank.add(experts, codec, batch_id)
 
 
 def token_batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 
 from knowstore._encoding import Engine, token_batches
 from knowstore._loaded import OnProgress
+from knowstore._upkeep import parts
 from knowstore.bank import ExpertBank
 from knowstore.config import Codec, SplitConfig
 from knowstore.errors import SourceError
@@ -127,6 +128,11 @@ def write_passages(
             table.add(rows, batch_id)
             written.update(row.passage.passage_id for row in rows)
     return written
+
+
+def stored_batches(table: PassageTable, ids: Sequence[str]) -> Iterator[list[Passage]]:
+    """Batches of passages that are stored already, some hundred of which are in memory."""
+    return token_batches(row.passage for part in parts(ids) for row in table.get(part, at=None))
 
 
 def counted(on_progress: OnProgress | None, stage: str, n_passages: int) -> Callable[[int], None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from knowstore import _encoding
-from knowstore._encoding import Batches, embedded_rows, generated, token_batches
+from knowstore._encoding import Batches, embedded_rows, generated
 from knowstore._loaded import LoadedModels
 from knowstore._ray import Job, Worker, cluster, imported
 from knowstore.bank import EncodedExpert, ExpertBank, write_fragment
@@ -111,15 +111,9 @@ class RayEngine:
         yield from self._committed("make", job, batches, bank, codec, batch_id, on_done)
 
     def remake(
-        self,
-        parts: Iterable[Sequence[Passage]],
-        bank: ExpertBank,
-        codec: Codec,
-        batch_id: int,
-        on_done: Callable[[int], None],
+        self, batches: Batches, bank: ExpertBank, codec: Codec, batch_id: int, on_done: Callable[[int], None]
     ) -> None:
         """See `Engine`; errors are those of `fill`."""
-        batches = (batch for part in parts for batch in token_batches(part))
         job = self._job("reexpert", "llm", "hypernetwork")
         for _ in self._committed("remake", job, batches, bank, codec, batch_id, on_done):
             pass

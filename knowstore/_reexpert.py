@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import cast
 
 from knowstore._encoding import Engine
-from knowstore._ingest import counted
+from knowstore._ingest import counted, stored_batches
 from knowstore._layout import Layout
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import bank_name
-from knowstore._upkeep import intervals, parts
+from knowstore._upkeep import intervals
 from knowstore.bank import NAME, ExpertBank, bank_names
 from knowstore.catalog import Catalog
 from knowstore.config import Codec, ModelConfig
@@ -149,7 +149,7 @@ def _fill(
     bank.delete((there - stored) | damaged)
     missing = sorted(stored - (there - damaged))
     if missing:
-        passages = ([row.passage for row in table.get(part, at=None)] for part in parts(missing))
-        engine.remake(passages, bank, codec, head, counted(on_progress, "generating experts", len(missing)))
+        on_done = counted(on_progress, "generating experts", len(missing))
+        engine.remake(stored_batches(table, missing), bank, codec, head, on_done)
     bank.optimize()
     return len(missing), len(stored) - len(missing)

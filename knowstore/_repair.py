@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from knowstore._encoding import InProcess, embedded_rows
-from knowstore._ingest import counted
+from knowstore._ingest import counted, stored_batches
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover
@@ -174,9 +174,9 @@ class _Work:
         if wanted:
             self.models.check_store(self.catalog.setting("fingerprints"))
         self.bank.delete((present - stored) | damaged)
-        passages = ([row.passage for row in self.table.get(part, at=None)] for part in parts(wanted))
         on_done = counted(self.on_progress, "generating experts", len(wanted))
-        InProcess(self.models).remake(passages, self.bank, self.codec, self.catalog.head(), on_done)
+        batches = stored_batches(self.table, wanted)
+        InProcess(self.models).remake(batches, self.bank, self.codec, self.catalog.head(), on_done)
 
     def rebuild_indexes(self) -> None:
         """Every index anew when one of them does not find what there is."""

@@ -163,7 +163,7 @@ def _eager_upkeep(_: Path) -> Iterator[None]:
 @contextmanager
 def _small_parts(_: Path) -> Iterator[None]:
     """Experts are made, and answers kept, a few at a time."""
-    with patch("knowstore._upkeep._ROWS", 3), patch("knowstore.audits.run._KEPT_AT_ONCE", 2):
+    with patch("knowstore._encoding.CHUNK", 3), patch("knowstore.audits.run._KEPT_AT_ONCE", 2):
         yield
 
 

@@ -102,8 +102,8 @@ def dying(self, *arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return generate(self, *arguments, **options)
 LoadedModels.generate = dying
-import knowstore._upkeep
-knowstore._upkeep._ROWS = 2
+import knowstore._encoding
+knowstore._encoding.CHUNK = 2
 store.models = store.models.with_config(ModelConfig(**{**store.catalog.setting("models"), "hypernetwork": sys.argv[1]}))
 store.reexpert()
 """
