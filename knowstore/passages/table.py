@@ -55,14 +55,13 @@ _READ_ROWS = 1_024  # rows in memory while the whole table is read
 _RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
 _MIN_POOL = 50  # ranks of each list that hybrid search fuses
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
-_STALE = {"id": 0.25, "vector": 0.25}  # share of the rows that an index may lack; LanceDB scans these
+_STALE = 0.25  # share of the rows that an index may lack; LanceDB scans these
 _STALE_TEXT = 0.01  # a scan of text is slow, and weighs words a little otherwise than the index
-_MOST_FILES = 32
+_MOST_FILES = 32  # a search of as many takes hardly longer
 _HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
 _PROBED_ROWS = 200  # passages by which a full-text index is tried
-_WORD = re.compile(
-    r"(?<!\S)[A-Za-z]{4,30}(?!\S)"
-)  # letters between blanks: what is joined to them is one word with them
+# letters between blanks: what is joined to them is one word with them
+_WORD = re.compile(r"(?<!\S)[A-Za-z]{4,30}(?!\S)")
 _PROBES = 32  # partitions of an ANN index that a query visits
 
 _T = TypeVar("_T")
@@ -299,7 +298,8 @@ class PassageTable:
         if n_rows >= self.ann_rows:
             wanted["vector"] = IvfFlat(distance_type="dot", num_partitions=isqrt(n_rows))
         for column, config in wanted.items():
-            if rebuild or column not in present or self._is_stale(present[column], _STALE.get(column, _STALE_TEXT)):
+            share = _STALE_TEXT if column in _TEXT_COLUMNS else _STALE
+            if rebuild or column not in present or self._is_stale(present[column], share):
                 self._table.create_index(column, config=config)
 
     def _is_stale(self, index: str, share: float) -> bool:
