@@ -121,8 +121,10 @@ class Hypernetwork(nn.Module, ABC):
         return self.state_dict()
 
     def fingerprint(self) -> str:
-        """Digest of kind, config and weights, 16 hex digits: experts of another one never mix with its."""
-        digest = hashlib.sha256(json.dumps(described_hypernetwork(self), sort_keys=True).encode())
+        """Digest of kind, config without its notes, and weights, 16 hex digits: experts of another one never mix with
+        its."""
+        described = described_hypernetwork(self) | {"notes": ""}
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         for name, tensor in sorted(self.own_tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

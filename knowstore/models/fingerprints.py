@@ -12,7 +12,7 @@ from knowstore.models.files import default_cache_dir, read_marker, write_atomica
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZER = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 _POOLING = ("modules.json", "1_Pooling/config.json")
-_VOLATILE_KEYS = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
+_VOLATILE_KEYS = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "notes"})
 
 
 def file_digest(path: Path, *, cache_dir: Path | None = None) -> str:
@@ -39,7 +39,7 @@ def directory_fingerprint(path: Path, *, cache_dir: Path | None = None) -> str:
     """What identifies the model in a directory, as 64 hex digits.
 
     Covers the weights, the configuration without what changes from one version of transformers to the
-    next, the tokenizer's vocabulary, and pooling. A directory converted from GGUF is identified by its GGUF
+    next and without its makers' notes, the tokenizer's vocabulary, and pooling. A directory converted from GGUF is identified by its GGUF
     file, so that every machine's conversion has the same fingerprint.
 
     Raises:

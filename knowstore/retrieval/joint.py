@@ -271,7 +271,8 @@ class JointReranker:
         self.model, self.config = model, config
         self._dtype, self._n_read = dtype, n_read
         self._late = LateReranker()
-        settings = json.dumps([weights_fingerprint, asdict(config), n_read, PASSAGE_TEMPERATURE], sort_keys=True)
+        described = asdict(config) | {"notes": ""}
+        settings = json.dumps([weights_fingerprint, described, n_read, PASSAGE_TEMPERATURE], sort_keys=True)
         self.fingerprint = hashlib.sha256(f"joint {settings}".encode()).hexdigest()
 
     @classmethod

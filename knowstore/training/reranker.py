@@ -109,7 +109,7 @@ def train_reranker(
         TrainingError: fewer questions than a batch, no other passage or no search for it, a run without a step, a
             checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
     """
-    run = _Run(model, data, search, config)
+    run = _Run(model, data, search, config, 0 if start is None else start.trained_steps)
     if len(run.train) < config.batch_size or len(data.passages) < 2 or (config.n_negatives and search is None):
         raise TrainingError(
             f"{len(run.train)} questions on {len(data.passages)} passages to train on, a batch takes "
@@ -210,9 +210,15 @@ class _Run:
     """What a training run computes on: questions and passages as token ids, and their hard negatives."""
 
     def __init__(
-        self, model: JointModel, data: TrainingData, search: Search | None, config: RerankerTrainingConfig
+        self,
+        model: JointModel,
+        data: TrainingData,
+        search: Search | None,
+        config: RerankerTrainingConfig,
+        steps_before: int = 0,
     ) -> None:
         self.model, self.data, self.search, self.config = model, data, search, config
+        self.steps_before = steps_before
         for module in model.enc.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
@@ -290,11 +296,13 @@ class _Run:
         return self._negatives[question]
 
     def batch(self, step: int) -> list[int]:
-        """The questions of a step; an epoch's order depends on the seed alone."""
+        """The questions of a step; an epoch's order depends on the seed and the steps that the model had before alone,
+        so that a run that goes on from another does not begin with the questions that the other saw."""
         size = self.config.batch_size
         epoch, position = divmod(step, len(self.train) // size)
         if epoch != self._epoch:
-            draw = random.Random(f"{self.config.seed}/{epoch}")
+            before = f"/{self.steps_before}" if self.steps_before else ""
+            draw = random.Random(f"{self.config.seed}{before}/{epoch}")
             order = list(self.train)
             draw.shuffle(order)
             batches: list[list[int]] = []

