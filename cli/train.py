@@ -373,7 +373,7 @@ def reranker(
     import torch
 
     from knowstore.encoders import load_base
-    from knowstore.models import choose_device, resolve
+    from knowstore.models import choose_device, choose_dtype, resolve
     from knowstore.retrieval import JointModel, load_joint
     from knowstore.sources import sentence_spans
     from knowstore.training import RerankerTrainingConfig, load_questions, train_reranker
@@ -400,6 +400,7 @@ def reranker(
             search = stack.enter_context(_search(session, rows))
         trained, kept = train_reranker(
             model, rows, search, config, work, base=resolved.kept_reference, start=begun,
+            dtype=choose_dtype(models.dtype, device),
             on_progress=lambda one: _show(session, work, one, _reranker_quality(one)),
         )  # fmt: skip
     quality = _reranker_quality(kept)

@@ -39,8 +39,8 @@ def directory_fingerprint(path: Path, *, cache_dir: Path | None = None) -> str:
     """What identifies the model in a directory, as 64 hex digits.
 
     Covers the weights, the configuration without what changes from one version of transformers to the
-    next and without its makers' notes, the tokenizer's vocabulary, and pooling. A directory converted from GGUF is identified by its GGUF
-    file, so that every machine's conversion has the same fingerprint.
+    next and without its makers' notes, the tokenizer's vocabulary, and pooling. A directory converted from
+    GGUF is identified by its GGUF file, so that every machine's conversion has the same fingerprint.
 
     Raises:
         ModelNotFoundError: the directory has no weights or no configuration.

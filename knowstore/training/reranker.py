@@ -83,6 +83,7 @@ def train_reranker(
     *,
     base: str = "default",
     start: JointConfig | None = None,
+    dtype: torch.dtype = torch.float32,
     on_progress: Callable[[RerankerProgress], None] | None = None,
 ) -> tuple[JointReranker, RerankerProgress]:
     """Train a model by Eq. 8 and calibrate it on questions that are kept out.
@@ -101,6 +102,8 @@ def train_reranker(
         folder: for log and checkpoint.
         base: reference of the encoder, for the reranker's config.
         start: config of the trained reranker that the model is, None for a new one.
+        dtype: what matrix products are computed in, the weights staying in float32; bfloat16 only where the device
+            computes in it, elsewhere it takes several times as long.
         on_progress: called after every step.
 
     Returns: the reranker, and the log's line of the last step with how good that is on the questions kept out.
@@ -109,7 +112,7 @@ def train_reranker(
         TrainingError: fewer questions than a batch, no other passage or no search for it, a run without a step, a
             checkpoint of another run, or a loss that is not finite; the last checkpoint stays.
     """
-    run = _Run(model, data, search, config, 0 if start is None else start.trained_steps)
+    run = _Run(model, data, search, config, 0 if start is None else start.trained_steps, dtype)
     if len(run.train) < config.batch_size or len(data.passages) < 2 or (config.n_negatives and search is None):
         raise TrainingError(
             f"{len(run.train)} questions on {len(data.passages)} passages to train on, a batch takes "
@@ -140,7 +143,7 @@ def train_reranker(
         word_temperature=calibrate_words(run.words()),
         trained_steps=kept.step + (0 if start is None else start.trained_steps),
     )
-    return JointReranker(model, described, run.dtype), kept
+    return JointReranker(model, described, dtype), kept
 
 
 @torch.no_grad()
@@ -216,15 +219,15 @@ class _Run:
         search: Search | None,
         config: RerankerTrainingConfig,
         steps_before: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.data, self.search, self.config = model, data, search, config
-        self.steps_before = steps_before
+        self.steps_before, self.dtype = steps_before, dtype
         for module in model.enc.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
         self.questions = model.read_questions([row.question for row in data.questions])
         self.passages = model.read_passages([(one.title, one.text, one.spans) for one in data.passages])
-        self.dtype = torch.bfloat16
         self._negatives: dict[int, list[int]] = {}
         self._epoch, self._batches = -1, list[list[int]]()
         order = [index for index in range(len(data.questions)) if self.gold(index)]

@@ -260,7 +260,7 @@ class TokensRun(Run):
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
         network, llm = self.network, self.llm
         tokenised = [self.passages[p] for p in batch.passages]
-        with torch.autocast(network.const.device.type, torch.bfloat16):
+        with torch.autocast(network.const.device.type, llm.dtype, enabled=llm.dtype == torch.bfloat16):
             tokens = network.tokens(tokenised, network.codes(tokenised))
             keys, values = network.keys(llm, tokens), network.values(llm, tokens)
         questions = [self.questions[q] for _, q in batch.rows]
@@ -350,7 +350,7 @@ class TokensRun(Run):
     def _neurons(self, tokenised: Sequence[Tokenised]) -> tuple[Tensor, Tensor]:
         """`up` (P, D, T) and `down` (P, T, D) of P passages."""
         network, llm = self.network, self.llm
-        with torch.autocast(network.const.device.type, torch.bfloat16):
+        with torch.autocast(network.const.device.type, llm.dtype, enabled=llm.dtype == torch.bfloat16):
             tokens = network.tokens(tokenised, network.codes(tokenised))
             return network.neurons(network.keys(llm, tokens), network.values(llm, tokens), tokens.mask)
 
