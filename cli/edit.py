@@ -72,15 +72,19 @@ def replace(
     text: Annotated[str | None, typer.Option(help="The new text.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the new text from this file; - is stdin.")] = None,
     title: Annotated[str | None, typer.Option(help="The new title, the old one if not given.")] = None,
-    date: Annotated[str | None, typer.Option(help="The new ISO 8601 date, the old one if not given.")] = None,
+    date: Annotated[str | None, typer.Option(help="The new date (YYYY-MM-DD), the old one if not given.")] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     note: Note = "",
 ) -> None:
     """Put a new text in a passage's place; its source stays."""
     from knowstore import Passage
+    from knowstore.sources import iso_date
 
     output, new_text = session.output, _new_text(text, file)
+    new_date = date and iso_date(date)
+    if date and not new_date:
+        raise typer.BadParameter(f"{date!r} is no date, write it as YYYY-MM-DD", param_hint="--date")
     with session.open() as store:
         detail = store.show(passage_id)
         _check_live([detail])
@@ -89,7 +93,7 @@ def replace(
             text=new_text,
             title=old.title if title is None else title,
             source=old.source,
-            date=old.date if date is None else date,
+            date=old.date if new_date is None else new_date,
         )
         _show_going(output, [detail])
         if dry_run:

@@ -9,6 +9,7 @@ from knowstore.catalog import Catalog
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError, ConfigError, PassageError
 from knowstore.records import Mode, Passage
+from knowstore.sources import is_iso_date
 
 
 def recorded_models(catalog: Catalog) -> ModelConfig:
@@ -43,7 +44,8 @@ def checked_questions(questions: Sequence[str]) -> list[str]:
 
 
 def check_passages(passages: Sequence[Passage]) -> None:
-    """Raise PassageError unless every passage has a text, and one that can be encoded."""
+    """Raise PassageError unless every passage has a text, one that can be encoded, and a date that can be compared if
+    it has one."""
     empty = [passage.title for passage in passages if not passage.text.strip()]
     if empty:
         raise PassageError(
@@ -57,6 +59,13 @@ def check_passages(passages: Sequence[Passage]) -> None:
             f"{len(unreadable)} passages with half characters (lone surrogates), titled {unreadable[0]!r} first",
             kept="the store is as it was",
             fix="decode the texts with the encoding that they were written in",
+        )
+    undated = [passage for passage in passages if passage.date and not is_iso_date(passage.date)]
+    if undated:
+        raise PassageError(
+            f"{len(undated)} passages have a date that is none in ISO 8601, {undated[0].date!r} first",
+            kept="the store is as it was",
+            fix="write dates as YYYY, YYYY-MM or YYYY-MM-DD, or leave them empty",
         )
 
 

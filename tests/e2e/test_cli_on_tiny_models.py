@@ -104,8 +104,12 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     assert removed == {"batch_id": 2, "removed": 1, "purged": False}
     restored = _json(run("rollback", "2", "--json"))
     assert restored == {"batch_id": 3, "restored": 1, "removed": 0}
-    replaced = run("replace", ids[1], "--text", "Lyon lies on two rivers.", "--yes", "--quiet").stdout.strip()
-    assert "Lyon lies on two rivers." in run("show", replaced).stdout
+    new = "replace", ids[1], "--text", "Lyon lies on two rivers.", "--yes", "--quiet"
+    assert "--date" in run(*new, "--date", "last week", status=2).stderr
+    replaced = run(*new, "--date", "3 May 2024").stdout.strip()
+    shown = run("show", replaced).stdout
+    assert "Lyon lies on two rivers." in shown
+    assert "2024-05-03" in shown
     purged = _json(run("remove", ids[2], "--purge", "--yes", "--json"))
     assert purged == {"batch_id": 5, "removed": 1, "purged": True}
 

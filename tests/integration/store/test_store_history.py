@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knowstore.config import BankConfig
+from knowstore.config import BankConfig, Filters
 from knowstore.errors import CatalogError, PassageError, UnknownBatchError, UnknownPassageError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -121,13 +121,30 @@ def test_a_replacement_is_one_batch_and_leaves_only_the_new_passage(
 def test_what_cannot_be_added_is_refused_and_changes_nothing(open_store: Open, facts: list[Passage]) -> None:
     store = open_store()
     store.add(facts[:1])
-    half = Passage("half of a character: \ud800")
-    for passages in ([Passage(" \n\t")], [facts[1], Passage("", "title")], [half], [facts[0]], []):
+    half, undated = Passage("half of a character: \ud800"), Passage("Rome is old.", date="last week")
+    for passages in ([Passage(" \n\t")], [facts[1], Passage("", "title")], [half], [facts[0]], [undated], []):
         with pytest.raises(PassageError):
             store.add(passages)
     with pytest.raises(PassageError, match="live already"):
         store.replace(facts[0].passage_id, facts[0])
     assert (len(store.batches()), len(store.passages())) == (1, 1)
+
+
+@pytest.mark.parametrize("date", ["12 March 2024", "2024/03/12", "2024-3-12", "2024-13", "2024-03-12 or so", "soon"])
+def test_a_date_that_filters_could_not_compare_is_refused(date: str, open_store: Open) -> None:
+    with pytest.raises(PassageError, match="date"):
+        open_store().add([Passage("Rome is old.", date=date)])
+
+
+@pytest.mark.parametrize("date", ["2024", "2024-03", "2024-03-12", "2024-03-12T10:00:00"])
+def test_a_date_may_be_a_year_a_month_a_day_or_a_time(date: str, open_store: Open) -> None:
+    store = open_store()
+    store.add([Passage("Rome is old.", date=date)])
+    found = {
+        (low, high): len(store.retrieve("Is Rome old?", filters=Filters(date_from=low, date_to=high)))
+        for low, high in ((None, "2023"), ("2024", "2024"), ("2025", None))
+    }
+    assert found == {(None, "2023"): 0, ("2024", "2024"): 1, ("2025", None): 0}
 
 
 def test_removing_unknown_passages_removes_none(open_store: Open, facts: list[Passage]) -> None:
