@@ -291,7 +291,14 @@ class KnowledgeStore:
 
         Raises:
             UnknownPassageError: no live passage has this id.
+            PassageError: title and text are those of a live passage; a date is kept with its text and does not change
+                alone.
         """
+        if passage.passage_id == passage_id and passage.date != self.show(passage_id).stored.passage.date:
+            raise PassageError(
+                f"passage {passage_id} has this title and text already, and its date cannot change alone",
+                kept="the store is as it was", fix="remove it with purge and add it with its new date",
+            )  # fmt: skip
         return self._replace([passage_id], [passage], "replace", note)
 
     def _replace(self, old_ids: Sequence[str], passages: Sequence[Passage], kind: BatchKind, note: str) -> EditBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,8 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(open_store: Open, f
             store.add(passages)
     with pytest.raises(PassageError, match="live already"):
         store.replace(facts[0].passage_id, facts[0])
+    with pytest.raises(PassageError, match="date cannot change alone"):
+        store.replace(facts[0].passage_id, replace(facts[0], date="2020"))
     assert (len(store.batches()), len(store.passages())) == (1, 1)
 
 
