@@ -121,7 +121,7 @@ def _read(path: Path) -> list[str]:
         found = [row["question"] for row in read_rows(path) if isinstance(row.get("question"), str)]
     else:
         try:
-            found = path.read_text("utf-8").splitlines()
+            found = path.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(
                 f"{path} cannot be read: {error}", kept="nothing was asked", fix="give a text file in UTF-8"

@@ -79,12 +79,8 @@ def replace(
 ) -> None:
     """Put a new text in a passage's place; its source stays."""
     from knowstore import Passage
-    from knowstore.sources import iso_date
 
     output, new_text = session.output, _new_text(text, file)
-    new_date = date and iso_date(date)
-    if date and not new_date:
-        raise typer.BadParameter(f"{date!r} is no date, write it as YYYY-MM-DD", param_hint="--date")
     with session.open() as store:
         detail = store.show(passage_id)
         _check_live([detail])
@@ -93,8 +89,9 @@ def replace(
             text=new_text,
             title=old.title if title is None else title,
             source=old.source,
-            date=old.date if new_date is None else new_date,
+            date=old.date if date is None else date,
         )
+        new = store.check_replacement(passage_id, new)
         _show_going(output, [detail])
         if dry_run:
             record = {"batch_id": None, "passage_id": new.passage_id, "replaced": passage_id, "dry_run": True}

@@ -194,6 +194,9 @@ def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:
 
 def _check_codec(session: Session, codec: str | None) -> None:
     if codec and session.has_store:
-        raise typer.BadParameter(
-            f"{session.location} exists, and a store keeps the codec that it was created with", param_hint="--codec"
-        )
+        with session.open() as store:
+            kept = store.codec
+        if kept not in (None, codec):
+            raise typer.BadParameter(
+                f"{session.location} keeps its experts as {kept}, and a store keeps its codec", param_hint="--codec"
+            )

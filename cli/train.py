@@ -110,13 +110,14 @@ def hypernetwork(
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
     with _together(session) as ranks:
-        llm, name = _llm(session)
+        llm, name, digest = _llm(session)
         torch.manual_seed(config.seed)
         network = _network(session, llm, start, kind, layer, max_norm)
         reranker = _joint_reranker(session, llm) if kind == "tokens" else None
         kept = train_hypernetwork(
             network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
             teacher=_teacher(session, llm) if config.distil_weight else None, ranks=ranks,
+            made_with={"llm": digest} | ({} if start is None else {"start": network.fingerprint()}),
             on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
         )  # fmt: skip
     if ranks.is_first:
@@ -158,7 +159,7 @@ def reader(
     config = replace(TrainingConfig(), **chosen)
     models = session.model_config()
     with _together(session) as ranks:
-        llm, name = _llm(session)
+        llm, name, digest = _llm(session)
         found = resolve(models.hypernetwork, "hypernetwork", progress=session.output.progress)
         beside = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
         _check_fits(models.hypernetwork, beside, llm, beside.config.kind)
@@ -169,6 +170,7 @@ def reader(
         reranker = _joint_reranker(session, llm)
         kept = train_hypernetwork(
             network, llm, rows, config, work, reranker=reranker, ranks=ranks,
+            made_with={"llm": digest, "start": beside.fingerprint()},
             beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
             on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
         )  # fmt: skip
@@ -227,15 +229,16 @@ def _teacher(session: Session, llm: FrozenLLM) -> ReaderHypernetwork | None:
     )  # fmt: skip
 
 
-def _llm(session: Session) -> tuple[FrozenLLM, str]:
-    """The configured language model, and its name."""
+def _llm(session: Session) -> tuple[FrozenLLM, str, str]:
+    """The configured language model, its name, and the digest of its files."""
     from knowstore.experts import load_llm
-    from knowstore.models import choose_device, choose_dtype, resolve
+    from knowstore.models import choose_device, choose_dtype, directory_fingerprint, resolve
 
     models = session.model_config()
     device = choose_device(models.device)
     resolved = resolve(models.llm, "llm", progress=session.output.progress)
-    return load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device)), resolved.name
+    llm = load_llm(resolved.path, device=device, dtype=choose_dtype(models.dtype, device))
+    return llm, resolved.name, directory_fingerprint(resolved.path)
 
 
 def _check_fits(reference: str, network: Hypernetwork, llm: FrozenLLM, kind: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +16,7 @@ from knowstore._loaded import LoadedModels
 from knowstore.bank import StoredExpert
 from knowstore.config import Filters, GenerationConfig, Grain, RetrievalConfig
 from knowstore.errors import MountError
-from knowstore.passages import Candidate, FaissIndex, PassageTable
+from knowstore.passages import Candidate, FaissIndex, PassageTable, PlacedFilters
 from knowstore.prompts import passages_prompt, question_prompt
 from knowstore.records import Answer, Hit, Mode, MountedExpert, Passage
 from knowstore.retrieval import Reranker, RerankItem, RerankScore, relevance, word_relevance
@@ -55,7 +55,8 @@ class ExpertSource(Protocol):
 @dataclass
 class Reader:
     """One snapshot's query path: the tables at `at`, the latest committed edit batch, and the models; `introduced`
-    gives the edit batch that brought each of some passages, that of its row when None."""
+    gives the edit batch that brought each of some passages, that of its row when None; `shared` gives the passages that
+    a source shares with others, none when None."""
 
     table: PassageTable
     bank: ExpertSource
@@ -65,6 +66,7 @@ class Reader:
     at: int
     faiss: FaissIndex | None = None
     introduced: Callable[[Collection[str]], Mapping[str, int]] | None = None
+    shared: Callable[[str], Collection[str]] | None = None
 
     def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
         """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
@@ -72,7 +74,7 @@ class Reader:
         with timer.stage("embed question"):
             vector = self.models.retriever.encode_questions([question])[0]
         with timer.stage("search"):
-            candidates = self._search(question, vector, filters)
+            candidates = self._search(question, vector, self.placed(filters))
         with timer.stage("rerank"):
             items = [
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
@@ -102,15 +104,25 @@ class Reader:
 
     def _search(self, question: str, vector: Vector, filters: Filters | None) -> list[Candidate]:
         n, at = self.retrieval.n_candidates, self.at
-        if self.retrieval.index == "faiss":
+
+        def by_vector(n: int) -> list[Candidate]:
+            if self.retrieval.index == "lance":
+                return self.table.search_vector(vector, n, at=at, filters=filters)
             if self.faiss is None or self.faiss.at != at:
                 self.faiss = FaissIndex.build(self.table, at, device="cuda" if self.models.device == "cuda" else "cpu")
             return self.faiss.candidates(self.table, vector, n, filters=filters)
+
         if self.retrieval.search == "vector":
-            return self.table.search_vector(vector, n, at=at, filters=filters)
+            return by_vector(n)
         if self.retrieval.search == "text":
             return self.table.search_text(question, n, at=at, filters=filters, vector=vector)
-        return self.table.search_hybrid(vector, question, n, at=at, filters=filters)
+        return self.table.search_hybrid(vector, question, n, at=at, filters=filters, by_vector=by_vector)
+
+    def placed(self, filters: Filters | None) -> Filters | None:
+        """Filters that also let through the passages which the source that is asked for shares with others."""
+        if filters is None or filters.source is None or self.shared is None or isinstance(filters, PlacedFilters):
+            return filters
+        return PlacedFilters(**asdict(filters), shared=tuple(sorted(self.shared(filters.source))))
 
     def weigh(self, hits: Sequence[Hit]) -> list[MountedExpert]:
         """`weigh` with this reader's settings and reranker."""
@@ -155,6 +167,7 @@ class Reader:
         batch_size: int = 1,
     ) -> list[Answer]:
         """Answer questions, at most `batch_size` in one generation, those with prompts of similar length together."""
+        filters = self.placed(filters)
         chosen = [self.choose(question, mode, filters) for question in questions]
         answers: dict[int, Answer] = {}
         for batch in prompt_batches([one.prompt for one in chosen], batch_size):

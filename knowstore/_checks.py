@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from knowstore.catalog import Catalog
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError, ConfigError, PassageError
 from knowstore.records import Mode, Passage
-from knowstore.sources import is_iso_date
+from knowstore.sources import iso_date
 
 
 def recorded_models(catalog: Catalog) -> ModelConfig:
@@ -43,9 +44,12 @@ def checked_questions(questions: Sequence[str]) -> list[str]:
     return [question.encode("utf-8", "replace").decode() for question in questions]
 
 
-def check_passages(passages: Sequence[Passage]) -> None:
-    """Raise PassageError unless every passage has a text, one that can be encoded, and a date that can be compared if
-    it has one."""
+def checked_passages(passages: Sequence[Passage]) -> list[Passage]:
+    """The passages with their dates as `YYYY-MM-DD`.
+
+    Raises:
+        PassageError: a passage without a text, with one that cannot be encoded, or with a date that cannot be read.
+    """
     empty = [passage.title for passage in passages if not passage.text.strip()]
     if empty:
         raise PassageError(
@@ -60,13 +64,15 @@ def check_passages(passages: Sequence[Passage]) -> None:
             kept="the store is as it was",
             fix="decode the texts with the encoding that they were written in",
         )
-    undated = [passage for passage in passages if passage.date and not is_iso_date(passage.date)]
+    dates = [iso_date(passage.date) for passage in passages]
+    undated = [passage.date for passage, date in zip(passages, dates, strict=True) if passage.date and not date]
     if undated:
         raise PassageError(
-            f"{len(undated)} passages have a date that is none in ISO 8601, {undated[0].date!r} first",
+            f"{len(undated)} passages have a date that is none or could be read in two ways, {undated[0]!r} first",
             kept="the store is as it was",
-            fix="write dates as YYYY, YYYY-MM or YYYY-MM-DD, or leave them empty",
+            fix="write dates as YYYY-MM-DD, or leave them empty",
         )
+    return [replace(passage, date=date) for passage, date in zip(passages, dates, strict=True)]
 
 
 def _is_unicode(passage: Passage) -> bool:

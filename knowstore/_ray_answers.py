@@ -124,7 +124,7 @@ def answers(
     asked = list(enumerate(questions))
     shares = [asked[first : first + _SHARE] for first in range(0, len(asked), _SHARE)]
     with cluster(config, Job.of(reader.models, _ROLES[mode], _KEPT)) as found:
-        workers = found.start(min(found.n_workers, len(shares)), _Worker, _view(reader, mode, filters))
+        workers = found.start(min(found.n_workers, len(shares)), _Worker, _view(reader, mode, reader.placed(filters)))
         chosen = _chosen(workers, reader, shares)
         batches = prompt_batches([one.prompt for one in chosen], batch_size)
         tasks = ((batch, [replace(chosen[index], hits=[]) for index in batch]) for batch in batches)

@@ -41,10 +41,12 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     with _emptied_on_failure(folder):
         ids = {passage_id for passage_id, _ in pairs}
+        missing = {"passages": set(ids), "experts": set(ids)}
         writer = None
         for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
             writer = writer or pq.ParquetWriter(folder / "passages.parquet", batch.schema)
             writer.write_batch(batch)
+            missing["passages"].difference_update(batch.column("id").to_pylist())
         if writer is not None:
             writer.close()
         schema = pa.schema(
@@ -58,11 +60,19 @@ def export(
             part: list[dict[str, object]] = []
             for expert in bank.iter_encoded():
                 if expert.passage_id in ids:
+                    expert.check()
                     part.append(asdict(expert))
+                    missing["experts"].discard(expert.passage_id)
                 if len(part) >= _ROWS:
                     experts.write_table(pa.Table.from_pylist(part, schema=schema))
                     part = []
             experts.write_table(pa.Table.from_pylist(part, schema=schema))
+        if gaps := [f"{len(some)} {name}" for name, some in missing.items() if some]:
+            raise PassageError(
+                f"the store is damaged: {' and '.join(gaps)} are missing",
+                kept="the store is as it was, and nothing was exported",
+                fix="run `knowstore verify --repair`, then export again",
+            )
         schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
         sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
         pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")

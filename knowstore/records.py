@@ -34,7 +34,7 @@ class Passage:
         title: carried along with every passage of a document; may be empty.
         source: where it came from (a path, a URL, a name); a later ingest of the same source
             supersedes the passages that are no longer in it.
-        date: ISO 8601 date of the content, empty when unknown.
+        date: of the content, empty when unknown; a store keeps it as `YYYY-MM-DD`.
     """
 
     text: str

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 from knowstore import _reexpert, _repair, _transfer, _upkeep, _verification
 from knowstore._answering import Reader, Timer, given_weights, mounted_llm
 from knowstore._bucket import Bucket, is_url
-from knowstore._checks import check_mode, check_passages, checked_questions, recorded_models
+from knowstore._checks import check_mode, checked_passages, checked_questions, recorded_models
 from knowstore._encoding import Engine, InProcess
 from knowstore._ingest import Scan, Sources, write_passages
 from knowstore._layout import Folder, Layout, check_catalog
@@ -294,17 +294,27 @@ class KnowledgeStore:
             PassageError: title and text are those of a live passage; a date is kept with its text and does not change
                 alone.
         """
-        if passage.passage_id == passage_id and passage.date != self.show(passage_id).stored.passage.date:
+        return self._replace([passage_id], [self.check_replacement(passage_id, passage)], "replace", note)
+
+    def check_replacement(self, passage_id: str, passage: Passage) -> Passage:
+        """The passage as `replace` would put it in the place of another, with nothing changed yet.
+
+        Raises:
+            UnknownPassageError, PassageError: as for `replace`.
+        """
+        [passage] = checked_passages([passage])
+        stored = self.show(passage_id).stored
+        if passage.passage_id == passage_id and passage.date != stored.passage.date:
             raise PassageError(
                 f"passage {passage_id} has this title and text already, and its date cannot change alone",
                 kept="the store is as it was", fix="remove it with purge and add it with its new date",
             )  # fmt: skip
-        return self._replace([passage_id], [passage], "replace", note)
+        return passage
 
     def _replace(self, old_ids: Sequence[str], passages: Sequence[Passage], kind: BatchKind, note: str) -> EditBatch:
-        check_passages(passages)
+        passages = checked_passages(passages)
         by_id = {passage.passage_id: passage for passage in passages}
-        pairs = [(passage_id, passage.source) for passage_id, passage in by_id.items()]
+        pairs = list(dict.fromkeys((passage.passage_id, passage.source) for passage in passages))
         with self._writer():
             live = set(self.catalog.live_placements(passage_ids=by_id))
             removed = [pair for pair in self._live_pairs(old_ids) if pair not in set(pairs)]
@@ -571,6 +581,11 @@ class KnowledgeStore:
         """Drop the decoded experts that are kept in memory; the next question reads them from disk."""
         self._tables.forget()
 
+    @property
+    def codec(self) -> Codec | None:
+        """How the store keeps its experts; None until it holds the first."""
+        return cast(Codec | None, self.catalog.setting("codec"))
+
     def weights_note(self) -> str:
         """How good the configured hypernetwork is, in its makers' words."""
         return str(self.models.hypernetwork_config.get("notes", ""))
@@ -801,8 +816,11 @@ class KnowledgeStore:
             return None
         self._follow(state.recorded)
         self.models.check_store(state.recorded)
-        introduced = partial(self.catalog.introduced, at=state.head)
-        return Reader(*state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss, introduced)
+        return Reader(
+            *state.tables, self.models, self.retrieval, self.generation, state.head, self._faiss,
+            introduced=partial(self.catalog.introduced, at=state.head),
+            shared=partial(self.catalog.shared, at=state.head),
+        )  # fmt: skip
 
     def _writable(self) -> tuple[PassageTable, ExpertBank]:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""

@@ -120,7 +120,7 @@ def _latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
 def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
     """Figures of one audit: `kinds`, `locality`, `contradictions`, `residue`."""
     kinds = {
-        kind: _scores([one for one in answers if one.state == "current" and probes[one.probe_id].kind == kind])
+        kind: _scores([one for one in answers if one.state == "current" and probes[one.probe_id].kind == kind], probes)
         for kind in FACTS
     }
     told = [one for one in answers if one.text is not None]  # what a purge has blanked can be compared no more
@@ -138,12 +138,13 @@ def measure(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figu
     }  # fmt: skip
 
 
-def _scores(answers: Sequence[ProbeAnswer]) -> Figures:
+def _scores(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
+    with_passage = [one for one in answers if probes[one.probe_id].passage_id]  # others may be answered from any
     return {
         "n": len(answers),
         **_mean("em", [one.em for one in answers]),
         **_mean("f1", [one.f1 for one in answers]),
-        **_share("retrieved", [one.rank is not None for one in answers]),
+        **_share("retrieved", [one.rank is not None for one in with_passage]),
         **_share("told", [one.is_told for one in answers]),
     }
 

@@ -267,6 +267,11 @@ class Catalog:
         with self._database.read() as connection:
             return placements.introduced(self._database, connection, passage_ids, at)
 
+    def shared(self, source: str, *, at: int) -> set[str]:
+        """Passages that a source (a prefix when it ends in `*`) places at snapshot `at` and another source too."""
+        with self._database.read() as connection:
+            return placements.shared(connection, source, at)
+
     # History
 
     def batches(self, limit: int | None = None, offset: int = 0) -> list[EditBatch]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, true, update
+from sqlalchemy.orm import aliased
 
 from knowstore.catalog.database import Database
 from knowstore.catalog.tables import BatchRow, PlacementRow
@@ -125,6 +126,22 @@ def pairs_at(connection: Connection, batch_id: int) -> set[Pair]:
     since = PlacementRow.added_batch <= batch_id
     until = or_(_LIVE, PlacementRow.removed_batch > batch_id)
     return {(passage_id, source) for passage_id, source in connection.execute(select(*_PAIR).where(since, until))}
+
+
+def shared(connection: Connection, source: str, at: int) -> set[str]:
+    """Passages that a source places at snapshot `at` and another source too; `source` is a prefix when it ends in
+    `*`."""
+    one, other = aliased(PlacementRow), aliased(PlacementRow)
+    name = source.removesuffix("*")
+    is_named = func.substr(one.source, 1, len(name)) == name if source.endswith("*") else one.source == source
+    rows = connection.scalars(
+        select(one.passage_id)
+        .join(other, and_(other.passage_id == one.passage_id, other.source != one.source))
+        .where(is_named, *(row.added_batch <= at for row in (one, other)))
+        .where(*(or_(row.removed_batch.is_(None), row.removed_batch > at) for row in (one, other)))
+        .distinct()
+    )
+    return set(rows)
 
 
 def change_back(connection: Connection, batch_id: int) -> Change:

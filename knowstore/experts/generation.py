@@ -94,7 +94,7 @@ def generate(
     Args:
         experts: what to mount, for B questions; None mounts nothing.
         layer: 0-based decoder block of the experts.
-        on_text: called with pieces of the answer as they come; for a single greedy or sampled prompt.
+        on_text: called with pieces of the answer to a single prompt as they come; with beams once, at the end.
     """
     started = time.perf_counter()
     pack(llm.model)
@@ -126,10 +126,10 @@ def generate(
             **sampling,
         )
     first = stream.first_token_s if stream is not None else 0.0
-    return [
-        Generated(decode(llm, written[width:].tolist()), first, row.n_cut, row.n_question_cut)
-        for written, row in zip(out, rows, strict=True)
-    ]
+    texts = [decode(llm, written[width:].tolist()) for written in out]
+    if stream is None and on_text is not None and len(rows) == 1:
+        on_text(texts[0])
+    return [Generated(text, first, row.n_cut, row.n_question_cut) for text, row in zip(texts, rows, strict=True)]
 
 
 def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[PromptRow]:

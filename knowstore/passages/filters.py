@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import date
 
 from knowstore.config import Filters
@@ -17,6 +18,14 @@ from knowstore.records import well_formed
 _DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
 _BATCHES = 2**31  # ids of edit batches are below
 _AFTER = "~"  # sorts after every character of an ISO date, so that up to 2024-05 takes in 2024-05-31
+
+
+@dataclass(frozen=True)
+class PlacedFilters(Filters):
+    """Filters by source for the rows of a table, each of which names one of its passage's sources: `shared` are the ids
+    of those that come from the source that is asked for and from others."""
+
+    shared: tuple[str, ...] = ()
 
 
 def quote(value: str) -> str:
@@ -52,7 +61,9 @@ def where(at: int | None, filters: Filters | None = None) -> str | None:
 
 def _conditions(filters: Filters) -> Iterable[str]:
     if filters.source is not None:
-        yield _matches("source", filters.source)
+        is_named = _matches("source", filters.source)
+        shared = filters.shared if isinstance(filters, PlacedFilters) else ()
+        yield f"({is_named} OR {is_in('id', shared)})" if shared else is_named
     if filters.title is not None:
         yield _matches("title", filters.title)
     if filters.batch_id:

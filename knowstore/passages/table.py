@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
@@ -451,18 +452,26 @@ class PassageTable:
         return _first(fetch, n)
 
     def search_hybrid(
-        self, vector: Floats, question: str, n: int, *, at: int | None, filters: Filters | None = None
+        self,
+        vector: Floats,
+        question: str,
+        n: int,
+        *,
+        at: int | None,
+        filters: Filters | None = None,
+        by_vector: Callable[[int], list[Candidate]] | None = None,
     ) -> list[Candidate]:
         """Vector and text search fused by reciprocal rank, sum of 1 / (60 + rank); equal ones by id.
 
-        Arguments and errors are those of `search_vector` and `search_text`.
+        Arguments and errors are those of `search_vector` and `search_text`; `by_vector` gives the best passages in the
+        place of the former.
         """
         pool = max(n, _MIN_POOL)
         found: dict[str, Candidate] = {}
         scores: dict[str, float] = {}
-        by_vector = self.search_vector(vector, pool, at=at, filters=filters)
-        by_text = self.search_text(question, pool, at=at, filters=filters, vector=vector)
-        for ranking in (by_vector, by_text):
+        if by_vector is None:
+            by_vector = partial(self.search_vector, vector, at=at, filters=filters)
+        for ranking in (by_vector(pool), self.search_text(question, pool, at=at, filters=filters, vector=vector)):
             for rank, candidate in enumerate(ranking, start=1):
                 found[candidate.id] = candidate
                 scores[candidate.id] = scores.get(candidate.id, 0.0) + 1 / (_RANK_OFFSET + rank)

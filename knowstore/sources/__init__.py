@@ -1,6 +1,6 @@
 """Files become passages: finding them, reading each format, cutting at sentence ends."""
 
-from knowstore.sources.dates import is_iso_date, iso_date
+from knowstore.sources.dates import iso_date
 from knowstore.sources.finding import Source, find_sources
 from knowstore.sources.pages import leaf_columns, read_batches
 from knowstore.sources.reading import read_passages
@@ -12,7 +12,6 @@ __all__ = [
     "ColumnMap",
     "Source",
     "find_sources",
-    "is_iso_date",
     "iso_date",
     "leaf_columns",
     "read_batches",

@@ -6,7 +6,6 @@ import re
 from datetime import date, datetime
 
 _YEAR_FIRST = re.compile(r"(\d{4})(?:[-/.](\d{1,2})(?:[-/.](\d{1,2}))?)?")
-_ISO = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ].*)?)?)?")
 _WRITTEN_FORMS = ("%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y", "%a %d %b %Y", "%A %d %B %Y", "%A %B %d %Y")
 _MAX_CHARS = 64
 _TIME = re.compile(r"\s+\d{1,2}:\d{2}.*")
@@ -37,11 +36,6 @@ def iso_date(value: object) -> str:
         return datetime.fromisoformat(text).date().isoformat()
     except ValueError:
         return _written_date(text)
-
-
-def is_iso_date(text: str) -> bool:
-    """Whether it is a date as `YYYY`, `YYYY-MM` or `YYYY-MM-DD`, with or without a time, as filters compare them."""
-    return _ISO.fullmatch(text) is not None and iso_date(text) != ""
 
 
 def _written_date(text: str) -> str:

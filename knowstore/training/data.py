@@ -42,14 +42,17 @@ class TrainingData:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON Lines file, gzip-compressed or not.
+    """Rows of a JSON Lines file, gzip-compressed or not, blank lines left out.
 
     Raises:
         TrainingError: no such file, or a line that is no JSON object.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is no object")

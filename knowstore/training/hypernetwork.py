@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +136,7 @@ def train_hypernetwork(
     beside: TokensHypernetwork | None = None,
     teacher: ReaderHypernetwork | None = None,
     ranks: Ranks | None = None,
+    made_with: Mapping[str, str] | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingProgress:
     """Train a hypernetwork in place.
@@ -151,6 +152,8 @@ def train_hypernetwork(
         teacher: the reader whose answers a `distil_weight` makes more likely.
         ranks: the processes that train together, each of which calls this with the same arguments; the first alone
             reads and writes `folder`. None trains in this process alone.
+        made_with: digests of the language model and of what the hypernetwork started from, by name; a checkpoint that
+            was made with others is refused.
         on_progress: called after every step, in the first process alone.
 
     Returns: the log's line of the step whose weights are kept, with the last validation up to it.
@@ -193,7 +196,7 @@ def train_hypernetwork(
             "there are no questions kept out whose answers could tell when to end", kept="nothing was trained",
             fix="give ten questions or more, or no patience",
         )  # fmt: skip
-    loop = _Loop(run, config, folder / "checkpoint", ranks)
+    loop = _Loop(run, config, folder / "checkpoint", ranks, made_with or {})
     if not loop.resume() and not is_started and isinstance(hypernetwork, TokensHypernetwork):
         draw = random.Random(config.seed)
         some = [question for passage in train for question in run.by_passage[passage]]
@@ -254,8 +257,10 @@ def _log(folder: Path, progress: TrainingProgress) -> None:
 class _Loop:
     """The state of a training run: what a checkpoint keeps."""
 
-    def __init__(self, run: Run, config: TrainingConfig, folder: Path, ranks: Ranks) -> None:
-        self.run, self.config, self.folder, self.ranks = run, config, folder, ranks
+    def __init__(
+        self, run: Run, config: TrainingConfig, folder: Path, ranks: Ranks, made_with: Mapping[str, str]
+    ) -> None:
+        self.run, self.config, self.folder, self.ranks, self.made_with = run, config, folder, ranks, made_with
         named = {name: p for name, p in run.network.named_parameters() if p.requires_grad}
         groups: dict[str, list[nn.Parameter]] = {"encoder": [], "static": [], "other": []}
         for name, parameter in named.items():
@@ -460,11 +465,11 @@ class _Loop:
         settings = TrainingConfig(**described["config"])
         settings = replace(settings, batches_per_step=settings.batches_per_step or 1)
         made_with = self._made_with()
-        was_made_with = {"data": made_with["data"]} | (described.get("made_with") or {})  # older ones do not name it
+        lately = {name: made_with[name] for name in ("data", *self.made_with)}  # older checkpoints do not name them
+        was_made_with = lately | (described.get("made_with") or {})
         if was_made_with != made_with or settings != self.config:
             raise TrainingError(
-                f"{self.folder} holds a checkpoint of a run with other settings, hypernetworks or reranker, or on "
-                "other questions",
+                f"{self.folder} holds a checkpoint of a run with other settings or models, or on other questions",
                 kept="the checkpoint", fix="train with the settings of that run, or into another folder",
             )  # fmt: skip
         self.run.network.load_state_dict(found.of("weights"), strict=False)
@@ -485,6 +490,7 @@ class _Loop:
             "reranker": None if reranker is None else reranker.fingerprint,
             "beside": None if beside is None else beside.network.fingerprint(),
             "data": self.run.data.fingerprint(),
+            **self.made_with,
         }
         if (teacher := self.run.signals.teacher) is not None:
             made_with["teacher"] = teacher.fingerprint()

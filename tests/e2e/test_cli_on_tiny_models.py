@@ -105,7 +105,7 @@ def test_ingest_then_ask_then_edit(run: Run) -> None:
     restored = _json(run("rollback", "2", "--json"))
     assert restored == {"batch_id": 3, "restored": 1, "removed": 0}
     new = "replace", ids[1], "--text", "Lyon lies on two rivers.", "--yes", "--quiet"
-    assert "--date" in run(*new, "--date", "last week", status=2).stderr
+    assert "a date that is none" in run(*new, "--date", "last week", status=1).stderr
     replaced = run(*new, "--date", "3 May 2024").stdout.strip()
     shown = run("show", replaced).stdout
     assert "Lyon lies on two rivers." in shown

@@ -65,7 +65,7 @@ def facts() -> list[Passage]:
         Passage("Lyon lies on the Rhône and the Saône.", "Lyon", "france", "2021-03-01"),
         Passage("The Rhône ends in the sea. It comes from a glacier.", "Rhône", "france", "2022-01-31"),
         Passage("Oslo lies at the end of a fjord.", "Oslo", "norway"),
-        Passage("Quito lies on the slopes of Pichincha, near the equator.", "Quito", "ecuador", "2023"),
+        Passage("Quito lies on the slopes of Pichincha, near the equator.", "Quito", "ecuador", "2023-01-01"),
     ]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from knowstore.bank import ExpertBank, StoredExpert
-from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, ModelConfig, RetrievalConfig
+from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, Index, ModelConfig, RetrievalConfig, Search
 from knowstore.encoders import load_base
 from knowstore.errors import (
     ConfigError,
@@ -315,11 +315,11 @@ def test_mounting_refuses_unknown_ids_other_numbers_of_weights_and_no_ids(
 
 def test_a_faiss_index_gives_the_hits_of_lance(store: KnowledgeStore, open_store: Open, facts: list[Passage]) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed")
-    exact = open_store(retrieval=RetrievalConfig(search="vector"))
-    faiss = open_store(retrieval=RetrievalConfig(index="faiss"))
-    for filters in (None, Filters(source="france"), Filters(title="R*")):
-        for question in QUESTIONS:
-            assert faiss.retrieve(question, filters=filters) == exact.retrieve(question, filters=filters)
+    for search in get_args(Search):
+        exact, faiss = (open_store(retrieval=RetrievalConfig(search=search, index=index)) for index in get_args(Index))
+        for filters in (None, Filters(source="france"), Filters(title="R*")):
+            for question in QUESTIONS:
+                assert faiss.retrieve(question, filters=filters) == exact.retrieve(question, filters=filters)
     assert _content(faiss.ask(ROME)) == _content(exact.ask(ROME))
     store.remove([facts[0].passage_id])
     assert faiss.retrieve(ROME) == exact.retrieve(ROME)

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from knowstore.config import BankConfig, ModelConfig
-from knowstore.errors import ConfigError, FingerprintError, KnowledgeStoreError, SourceError
+from knowstore.errors import ConfigError, FingerprintError, KnowledgeStoreError, PassageError, SourceError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
@@ -81,6 +82,15 @@ def test_an_export_that_fails_leaves_its_folder_empty_to_be_run_again(
             store.export(tmp_path / "again")
     assert list((tmp_path / "again").iterdir()) == []
     assert store.export(tmp_path / "again") == 4
+
+
+def test_a_damaged_store_is_not_exported(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store = open_store(tmp_path / "damaged")
+    store.add(facts[:2])
+    lancedb.connect(store.layout.tables).open_table("experts").delete(f"id = '{facts[0].passage_id}'")
+    with pytest.raises(PassageError, match="1 experts are missing"):
+        open_store(tmp_path / "damaged").export(tmp_path / "export")
+    assert list((tmp_path / "export").iterdir()) == []
 
 
 def _disk_full(*_: object) -> None:

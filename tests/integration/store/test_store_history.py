@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from knowstore.config import BankConfig, Filters
+from knowstore.config import BankConfig, Filters, RetrievalConfig
 from knowstore.errors import CatalogError, PassageError, UnknownBatchError, UnknownPassageError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
+WHEN = "When was Rome founded?"
 Open = Callable[..., KnowledgeStore]
 Write = Callable[[str, Sequence[Passage]], str]
 Look = Callable[[KnowledgeStore], object]
@@ -128,26 +129,40 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(open_store: Open, f
             store.add(passages)
     with pytest.raises(PassageError, match="live already"):
         store.replace(facts[0].passage_id, facts[0])
-    with pytest.raises(PassageError, match="date cannot change alone"):
-        store.replace(facts[0].passage_id, replace(facts[0], date="2020"))
+    for refuse in (store.replace, store.check_replacement):
+        with pytest.raises(PassageError, match="date cannot change alone"):
+            refuse(facts[0].passage_id, replace(facts[0], date="2021"))
     assert (len(store.batches()), len(store.passages())) == (1, 1)
 
 
-@pytest.mark.parametrize("date", ["12 March 2024", "2024/03/12", "2024-3-12", "2024-13", "2024-03-12 or so", "soon"])
-def test_a_date_that_filters_could_not_compare_is_refused(date: str, open_store: Open) -> None:
-    with pytest.raises(PassageError, match="date"):
-        open_store().add([Passage("Rome is old.", date=date)])
-
-
-@pytest.mark.parametrize("date", ["2024", "2024-03", "2024-03-12", "2024-03-12T10:00:00"])
-def test_a_date_may_be_a_year_a_month_a_day_or_a_time(date: str, open_store: Open) -> None:
+def test_dates_that_cannot_be_read_are_refused(open_store: Open) -> None:
     store = open_store()
-    store.add([Passage("Rome is old.", date=date)])
-    found = {
-        (low, high): len(store.retrieve("Is Rome old?", filters=Filters(date_from=low, date_to=high)))
-        for low, high in ((None, "2023"), ("2024", "2024"), ("2025", None))
-    }
-    assert found == {(None, "2023"): 0, ("2024", "2024"): 1, ("2025", None): 0}
+    for date in ("01/02/2024", "2024-13", "2024-03-12 or so", "soon"):
+        with pytest.raises(PassageError, match="date"):
+            store.add([Passage("Rome is old.", date=date)])
+
+
+def test_dates_are_kept_as_filters_compare_them(open_store: Open) -> None:
+    store = open_store()
+    dates = ["2024", "2024-03", "2024-3-12", "12 March 2024", "2024-03-12T10:00:00"]
+    store.add([Passage(f"Rome is old, {date}.", date=date) for date in dates])
+    assert [one.passage.date for one in store.passages()] == ["2024-01-01", "2024-03-01", *["2024-03-12"] * 3]
+    for low, high, n in ((None, "2023", 0), ("2024-01-01", "2024", 5), ("2024-03-02", None, 3), ("2025", None, 0)):
+        assert len(store.retrieve("Is Rome old?", filters=Filters(date_from=low, date_to=high))) == n
+
+
+def test_a_passage_is_found_by_each_of_its_sources(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store(retrieval=RetrievalConfig(null_threshold=None))
+    rome, *others = facts[:3]
+    store.add([replace(rome, source=source) for source in ("a/x", "a/y", "b")] + others)
+    assert {source for _, source in store.catalog.live_placements(passage_ids=[rome.passage_id])} == {"a/x", "a/y", "b"}
+    for source in ("a/x", "a/y", "a/*", "b"):
+        assert [hit.passage_id for hit in store.retrieve(WHEN, filters=Filters(source=source))] == [rome.passage_id]
+    assert store.retrieve(WHEN, filters=Filters(source="A/x")) == []
+    batch = store.remove([rome.passage_id])
+    assert store.retrieve(WHEN, filters=Filters(source="b")) == []
+    store.rollback(batch.batch_id or 0)
+    assert store.ask(WHEN, filters=Filters(source="b")).experts
 
 
 def test_removing_unknown_passages_removes_none(open_store: Open, facts: list[Passage]) -> None:

@@ -1,5 +1,6 @@
 """Locality, contradictions and residue of an audit, counted by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,14 @@ def test_the_newer_or_the_older_fact_is_told(text: str, outcome: str) -> None:
     }  # fmt: skip
     assert found["both_retrieved"]["rate"] == {"newer": 1.0, "older": 0.0, "neither": None}[outcome]
     assert found["newer_exact"] == 1 + (outcome == "newer")
+
+
+def test_only_probes_that_name_their_passage_count_as_retrieved_or_not() -> None:
+    named = replace(PROBES[4], passage_id="b" * 32)
+    answers = [answered(3, "3 m"), answered(4, "5 m", ranks=(1, None))]
+    kinds: Any = measure(answers, PROBES | {4: named})["kinds"]
+    assert (kinds["reliability"]["n"], kinds["reliability"]["retrieved"]) == (2, 1.0)
+    assert part("kinds", answered(3, "3 m"))["reliability"]["retrieved"] is None
 
 
 def test_contested_and_removed_facts_are_in_no_score() -> None:

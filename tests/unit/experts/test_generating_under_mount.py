@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,6 +193,9 @@ def test_answers_through_generate_follow_the_experts(
     assert [answer.text for answer in together] == [answers[0].text for answers in alone]
     assert "".join(pieces).rstrip("\ufffd") == alone[0][0].text.rstrip("\ufffd")
     assert [a.text for a in generate(tiny_llm, prompts, None, LAYER, config)] != [a.text for a in together]
+    pieces.clear()
+    [beamed] = generate(tiny_llm, prompts[:1], None, LAYER, replace(config, n_beams=2), on_text=pieces.append)
+    assert pieces == [beamed.text]
 
 
 def test_a_model_that_would_stop_goes_on_to_the_least_number_of_tokens(tiny_llm: FrozenLLM) -> None:

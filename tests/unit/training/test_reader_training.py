@@ -89,7 +89,7 @@ def test_a_run_goes_on_beside_the_same_experts_alone(
     train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1), tmp_path, reranker=reranker, beside=beside)
     with torch.no_grad():
         beside.no_token.add_(1)
-    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
+    with pytest.raises(TrainingError, match="other settings or models"):
         train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1), tmp_path, reranker=reranker, beside=beside)
 
 

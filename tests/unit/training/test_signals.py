@@ -202,7 +202,7 @@ def test_a_run_is_trained_by_the_signals_that_it_is_given(
     assert line["loss"] > line["answer"]
     with torch.no_grad():
         reader.query_up[0].add_(1)
-    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
+    with pytest.raises(TrainingError, match="other settings or models"):
         train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader)
 
 

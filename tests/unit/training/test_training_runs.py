@@ -212,7 +212,11 @@ def test_a_checkpoint_on_other_questions_is_refused(
     described = json.loads((tmp_path / "checkpoint" / "run.json").read_text("utf-8"))
     del described["made_with"]["data"]  # as it was written before
     (tmp_path / "checkpoint" / "run.json").write_text(json.dumps(described), "utf-8")
-    assert train_hypernetwork(load_hypernetwork(tiny_hypernetwork_dir), tiny_llm, data, settings, tmp_path).step == 1
+    again, made_with = load_hypernetwork(tiny_hypernetwork_dir), {"llm": "a"}
+    assert train_hypernetwork(again, tiny_llm, data, settings, tmp_path, made_with=made_with).step == 1
+    again = load_hypernetwork(tiny_hypernetwork_dir)
+    with pytest.raises(TrainingError, match="models"):
+        train_hypernetwork(again, tiny_llm, data, settings, tmp_path, made_with={"llm": "b"})
 
 
 def test_a_checkpoint_of_another_hypernetwork_or_reranker_is_refused(
@@ -220,7 +224,7 @@ def test_a_checkpoint_of_another_hypernetwork_or_reranker_is_refused(
 ) -> None:
     train(replace(CONFIG, pointing_share=0.0, static_steps=0, steps=1))
     network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1))
-    with pytest.raises(TrainingError, match="other settings, hypernetworks or reranker"):
+    with pytest.raises(TrainingError, match="other settings or models"):
         train_hypernetwork(network, tiny_llm, data, replace(CONFIG, steps=1), tmp_path / "run")
 
 
