@@ -77,7 +77,7 @@ def replace(
     yes: Yes = False,
     note: Note = "",
 ) -> None:
-    """Put a new text in a passage's place; its source stays."""
+    """Put a new text in a passage's place; its source stays, and ingesting that again brings back what it says."""
     from knowstore import Passage
 
     output, new_text = session.output, _new_text(text, file)
