@@ -68,6 +68,7 @@ def controls(
     from knowstore.bench import plot_controls, run_controls
 
     session.kept = _NOTHING
+    _make(output)
     found: dict[str, Any] = run_controls(
         data, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
         on_progress=session.output.progress,
@@ -111,8 +112,8 @@ def methods(
     if not data and not edits:
         raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
     session.kept = _NOTHING
+    _make(output)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         session.kept = f"what was measured so far, in {output / 'methods.json'}"
     for name, lacks in usable_methods(corpus, train).items() if not method else ():
         if lacks:
@@ -161,8 +162,8 @@ def sequence(
     from knowstore.bench import SequenceConfig, plot_sequence, run_sequence
 
     session.kept = _NOTHING
+    _make(output)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         session.kept = f"what was measured so far, in {output / 'sequence.json'}"
     found: dict[str, Any] = run_sequence(
         data, config=SequenceConfig(batches, edits, seed, n_steps=editor_steps), methods=method, corpus=corpus,
@@ -211,6 +212,7 @@ def rerank(
     from knowstore.bench import plot_rerank, run_rerank
 
     session.kept = _NOTHING
+    _make(output)
     found: dict[str, Any] = run_rerank(
         data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
         on_progress=session.output.progress,
@@ -264,6 +266,7 @@ def answers(
     from knowstore.bench import plot_answers, run_answers
 
     session.kept = _NOTHING
+    _make(output)
     modes: list[Mode] = ["experts", "rag", "hybrid"] if hybrid else ["experts", "rag"]
     found: dict[str, Any] = run_answers(
         data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed, is_answer_free=answer_free,
@@ -379,6 +382,7 @@ def speed(
     from knowstore.bench import SpeedConfig, plot_speed, run_speed
 
     session.kept = _NOTHING
+    _make(output)
     config = SpeedConfig(
         n_passages=limit, ks=_numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
         sizes=_numbers(sizes, "--sizes"), codec=codec, seed=seed,
@@ -424,6 +428,7 @@ def peers(
     from knowstore.bench import PeersConfig, plot_peers, run_peers
 
     session.kept = _NOTHING
+    _make(output)
     config = PeersConfig(limit=limit, n_passages=passages, top_k=top_k, seed=seed)
     found: dict[str, Any] = run_peers(
         data, corpus, models=session.model_config(), config=config, on_progress=session.output.progress
@@ -476,12 +481,12 @@ def _finish(
 ) -> None:
     """Show the rows that were found; in the folder `output` they are kept as JSON, and drawn where that can be done."""
     rows: list[dict[str, Any]] = found["rows"]
-    if plot is not None:
-        _keep(session, output, name, found, lambda path: plot(rows, path))
     if session.output.is_plain and rows:
         session.output.table([{column: _cell(value) for column, value in row.items()} for row in rows], list(rows[0]))
     else:
         session.output.result(found, "")
+    if plot is not None:
+        _keep(session, output, name, found, lambda path: plot(rows, path))
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -500,9 +505,14 @@ def _keep(
     """Write what a bench found to a folder, if one was named, with a picture where matplotlib is installed."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{name}.json", found)
     _draw(session, folder / f"{name}.png", plot)
+
+
+def _make(folder: Path | None) -> None:
+    """Make the folder that takes the figures before they are measured, so that none is measured in vain."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _draw(session: Session, path: Path, plot: Callable[[Path], None]) -> None:

@@ -16,7 +16,7 @@ import typer
 from knowstore.errors import KnowledgeStoreError
 
 from .database import CATALOG_FILE, open_catalog
-from .models import listed, record
+from .models import listed, models_in_use, record
 from .output import size
 from .registration import app, command
 from .session import Session
@@ -120,7 +120,7 @@ def _relevance(session: Session) -> Iterator[Check]:
     from knowstore.models import locate
     from knowstore.retrieval import calibration
 
-    reference = session.model_config().reranker
+    reference = models_in_use(session).reranker
     try:
         found = calibration(reference, locate(reference, "reranker").path)
     except ModelNotFoundError:

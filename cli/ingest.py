@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from knowstore.audits import ProbesFile
 
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
+_TOKENS_PER_WORD = 1.4  # of English; more of other languages
 _LANDED = "the edit batch, which was committed"
 
 
@@ -71,6 +72,7 @@ def ingest(
         report = store.ingest(paths, strict=strict, note=note, ray=ray, **how)
         session.kept = KEPT if report.batch_id is None else _LANDED
         show_report(session.output, report, store)
+        _hint_at_words(session.output, store, words)
         if asked is not None:
             keep_probes(session.output, store, asked, report)
         _finish(session, store, is_audited=audit)
@@ -186,6 +188,16 @@ def show_failures(output: Output, failures: tuple[Any, ...]) -> None:
     if failures and not output.as_json:
         output.note(f"{count(len(failures), 'input')} could not be read:")
         output.table(_failures(failures), ["source", "error"], to_stderr=True)
+
+
+def _hint_at_words(output: Output, store: KnowledgeStore, words: int | None) -> None:
+    """Say so where passages are longer than what an expert is made of."""
+    limit = store.models.hypernetwork_config.get("max_tokens")
+    if words is not None and limit is not None and words * _TOKENS_PER_WORD > limit:
+        output.hint(
+            f"an expert is made of the first {limit} tokens of a passage, about {limit / _TOKENS_PER_WORD:.0f} words: "
+            "what comes after them is found, and told only when it is read (`--mode rag`)"
+        )
 
 
 def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from knowstore.errors import KnowledgeStoreError
+
 from .output import size
 from .registration import command, group
 from .session import Session
 
 if TYPE_CHECKING:
+    from knowstore import ModelConfig
     from knowstore.models import ResolvedModel, UnresolvedModel
 
 Role = Literal["llm", "retriever", "reranker", "hypernetwork", "reader"]
@@ -53,13 +56,19 @@ def pull(
 
 
 def listed(session: Session) -> list[ResolvedModel | UnresolvedModel]:
-    """What the models of this session stand for."""
-    from knowstore.models import listing
+    """What the models of this session stand for: those that were named, else the store's, else the default ones."""
+    from knowstore.models import ROLES, listing
 
-    references: dict[Any, str] = {
-        role: name for role, name in session.models.items() if role not in ("device", "dtype")
-    }
-    return listing(references)
+    config = models_in_use(session)
+    return listing({role: getattr(config, role) for role in ROLES})
+
+
+def models_in_use(session: Session) -> ModelConfig:
+    """What `open` takes, without what a store that cannot be opened says of it."""
+    try:
+        return session.recorded_config()
+    except KnowledgeStoreError:
+        return session.model_config()
 
 
 def record(model: ResolvedModel | UnresolvedModel) -> dict[str, Any]:

@@ -222,11 +222,14 @@ def _is_utf8(stream: TextIO) -> bool:
     return (stream.encoding or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
+_SHOWN = "\n\t\u00ad\u200c\u200d"  # the joiners and the soft hyphen of words and emoji too
+
+
 def _visible(text: str, stream: IO[str]) -> str:
     """On a terminal, without the control characters by which a stored text could rewrite the screen."""
     if not stream.isatty():
         return text
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+    return "".join(c if c in _SHOWN or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
 def _cell(value: object) -> str:

@@ -23,7 +23,8 @@ from knowstore.sources import ColumnMap, Source, find_sources, read_passages
 
 @dataclass
 class Scan:
-    """What reading all sources once found: passages by source, and what could not be read."""
+    """What reading all sources once found: passages by source, and what could not be read; `unread` names the sources
+    of which something could not, whose earlier passages stay."""
 
     placements: dict[str, set[str]] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
@@ -81,7 +82,7 @@ class Sources:
             failed(failure)
         n_passages = 0
         for source in self.sources:
-            ids = scan.placements.setdefault(source.name, set())
+            ids, n_failures = scan.placements.setdefault(source.name, set()), len(scan.failures)
             try:
                 for passage in self.read(source, failed):
                     ids.add(passage.passage_id)
@@ -91,8 +92,9 @@ class Sources:
             except SourceError as error:
                 if strict:
                     raise
-                scan.unread.add(source.name)
                 scan.failures.append(SourceFailure(source.name, error.what))
+            if len(scan.failures) > n_failures:
+                scan.unread.add(source.name)
         if on_progress is not None:
             on_progress("reading", n_passages, n_passages)
         return scan

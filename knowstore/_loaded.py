@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from knowstore.bank import StoredExpert
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError, HypernetworkError
-from knowstore.models import DEFAULT, NO_READER, choose_device, choose_dtype, directory_fingerprint, resolve
+from knowstore.models import (
+    DEFAULT,
+    NO_READER,
+    ROLES,
+    ResolvedModel,
+    choose_device,
+    choose_dtype,
+    directory_fingerprint,
+    resolve,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,7 +42,7 @@ class LoadedModels:
     allow_untrained: bool = False
     on_progress: OnProgress | None = None
     cache_dir: Path | None = None
-    _paths: dict[str, Path] = field(default_factory=dict)
+    _resolved: dict[str, ResolvedModel] = field(default_factory=dict)
 
     def with_config(self, config: ModelConfig) -> LoadedModels:
         """Other models with the same settings, nothing of them loaded yet."""
@@ -41,10 +50,19 @@ class LoadedModels:
 
     def path(self, role: str) -> Path:
         """The directory of a model, converted or fetched when it must be."""
-        if role not in self._paths:
-            resolved = resolve(getattr(self.config, role), role, cache_dir=self.cache_dir, progress=self.on_progress)  # type: ignore[arg-type]
-            self._paths[role] = resolved.path
-        return self._paths[role]
+        return self._resolve(role).path
+
+    def kept_config(self) -> ModelConfig:
+        """The configuration as a store records it: with references that stand for the same models in any folder."""
+        kept = {role: self._resolve(role).kept_reference for role in ROLES}
+        return replace(self.config, **kept)  # type: ignore[arg-type]
+
+    def _resolve(self, role: str) -> ResolvedModel:
+        if role not in self._resolved:
+            reference = getattr(self.config, role)
+            found = resolve(reference, role, cache_dir=self.cache_dir, progress=self.on_progress)  # type: ignore[arg-type]
+            self._resolved[role] = found
+        return self._resolved[role]
 
     @cached_property
     def device(self) -> str:

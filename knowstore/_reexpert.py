@@ -85,7 +85,7 @@ def reexpert(
                 "fingerprints": dict(recorded),
                 "is_undone": is_undone,
             },
-            "models": asdict(models.config),
+            "models": asdict(models.kept_config()),
             "fingerprints": {**new, "bank": name},
         }
     )

@@ -829,7 +829,7 @@ class KnowledgeStore:
             fingerprints = self.models.fingerprints
             for role, digest in fingerprints.items():
                 self.catalog.fingerprint(role, digest, {"reference": str(getattr(self.models.config, role, role))})
-            self.catalog.set_setting("models", asdict(self.models.config))
+            self.catalog.set_setting("models", asdict(self.models.kept_config()))
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
         if self.catalog.head() == 0 and self.catalog.staged() is None:

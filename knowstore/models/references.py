@@ -149,7 +149,8 @@ def locate(reference: str, role: Role, *, cache_dir: Path | None = None) -> Reso
         return _locate_default(role, cache_dir)
     if role == "reader" and reference == NO_READER:
         return ResolvedModel(role, reference, _SHIPPED / "experts", "shipped", "no reader", "as knowstore", 0)
-    if role == "hypernetwork" and (_SHIPPED / "weights" / reference / "config.json").is_file():
+    shipped = {file.parent.name for file in _SHIPPED.glob("weights/*/config.json")}
+    if role == "hypernetwork" and reference in shipped:
         return _shipped_hypernetwork(reference, reference)
     return _locate_given(reference, role, cache_dir)
 
@@ -227,9 +228,10 @@ def fetch_from_hub(hub_id: str, progress: Progress | None = None) -> None:
             snapshot_download(hub_id, ignore_patterns=list(_NOT_NEEDED))
         if progress is not None:
             progress(f"fetching {hub_id}", 1, 1)
-    except (OSError, ValueError) as error:  # what huggingface_hub raises, network errors included
+    except Exception as error:  # whatever huggingface_hub and its HTTP client raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelNotFoundError(
-            f"{hub_id} is not on this machine and could not be fetched: {str(error).splitlines()[0]}",
+            f"{hub_id} is not on this machine and could not be fetched: {why}",
             kept=_NOTHING,
             fix=f"run `knowstore models pull {hub_id}` where there is a network, or give a directory",
         ) from error

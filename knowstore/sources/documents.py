@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import logging
 import re
@@ -10,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
 
@@ -31,15 +32,17 @@ if TYPE_CHECKING:
 _FRONT_MATTER = re.compile(r"---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
 _FRONT_MATTER_ENTRY = re.compile(r"^(title|date)[^\S\n]*:[^\S\n]*(.+)$", re.MULTILINE | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _BLANKS = re.compile(r"\s+")
 _WRAPPED_WORD = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 _HTML_UNSEEN = {"script", "style", "nav", "noscript", "template", "svg", "head"}
 _HTML_BLOCKS = {
-    "address", "article", "aside", "blockquote", "caption", "dd", "div", "dl", "dt", "figcaption", "figure", "footer",
-    "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "ol", "p", "pre", "section", "table",
-    "tr", "ul",
+    "address", "article", "aside", "blockquote", "caption", "dd", "details", "div", "dl", "dt", "fieldset",
+    "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "legend", "li",
+    "main", "ol", "p", "pre", "section", "summary", "table", "tr", "ul",
 }  # fmt: skip
-_HTML_SPACED = {"br", "td", "th"}
+_HTML_SPACED = {"br", "button", "label", "option", "td", "th"}
 _HTML_DATES = ("article:published_time", "date", "dc.date", "dcterms.date", "datepublished")
 _PARAGRAPH = "\n\n"
 
@@ -55,11 +58,10 @@ class Document:
 
 def title_of_name(source: Source) -> str:
     """The file's stem with `-` and `_` as blanks; "" for stdin."""
-    if source.path is None:
+    path = source.shown or source.path
+    if path is None:
         return ""
-    name = (
-        source.path.name.removesuffix(source.path.suffix) if source.path.suffix.lower() == ".gz" else source.path.name
-    )
+    name = path.name.removesuffix(path.suffix) if path.suffix.lower() == ".gz" else path.name
     stem, dot, _ = name.rpartition(".")
     return fold(re.sub(r"[-_]+", " ", stem if dot else name))
 
@@ -113,13 +115,15 @@ def _markdown_blocks(tokens: list[Token]) -> Iterator[tuple[bool, str]]:
         elif token.type in ("fence", "code_block"):
             yield False, token.content
         elif token.type == "html_block":
-            yield False, _TAG.sub(" ", token.content)
+            yield False, html.unescape(_TAG.sub(" ", _COMMENT.sub(" ", token.content)))
 
 
 def _inline_text(token: Token) -> str:
     parts = []
     for child in token.children or []:
-        if child.type in ("softbreak", "hardbreak"):
+        if child.type in ("softbreak", "hardbreak") or (
+            child.type == "html_inline" and _LINE_BREAK.fullmatch(child.content)
+        ):
             parts.append("\n")
         elif child.type == "image":
             parts.append(_inline_text(child))
@@ -139,8 +143,8 @@ def read_html(data: bytes, source: Source) -> Document:
     check_html(text, source)
     with _parsing(source, "HTML"):
         soup = BeautifulSoup(text, "lxml")
-        heading = soup.title or soup.h1
-        title = fold(heading.get_text()) if heading else ""
+        headings = soup.head and soup.head.title, soup.h1
+        title = next((text for tag in headings if tag and (text := fold(tag.get_text()))), "")
         date = _html_date(soup)
         body = _html_text(soup)
     return Document(body, title or title_of_name(source), date)
@@ -257,17 +261,47 @@ def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
 
 
 def _docx_blocks(document: DocxDocument) -> Iterator[tuple[bool, str]]:
+    from docx.oxml.ns import qn
+    from docx.table import Table
     from docx.text.paragraph import Paragraph
 
-    for block in document.iter_inner_content():
-        if isinstance(block, Paragraph):
-            style = str(block.style.name) if block.style else ""
-            if block.text.strip():
-                yield style.startswith(("Heading", "Title")), block.text
-        else:
-            for row in block.rows:
-                cells = dict.fromkeys(cell.text.strip() for cell in row.cells)  # merged cells come repeatedly
-                yield False, " | ".join(filter(None, cells))
+    pending = list(reversed(document.element.body))
+    while pending:
+        element = pending.pop()
+        if element.tag in (qn("w:sdt"), qn("w:sdtContent")):  # a content control
+            pending.extend(reversed(element))
+        elif element.tag == qn("w:p"):
+            style = Paragraph(element, document).style
+            if (text := _docx_text(element)).strip():
+                yield str(style.name if style else "").startswith(("Heading", "Title")), text
+        elif element.tag == qn("w:tbl"):
+            for row in Table(element, document).rows:
+                cells = {cell._tc: "\n".join(map(_docx_text, cell._tc.iter(qn("w:p")))).strip() for cell in row.cells}
+                yield False, " | ".join(filter(None, cells.values()))  # merged cells came repeatedly
+
+
+def _docx_text(paragraph: Any) -> str:
+    """The text of a paragraph's element, of what was inserted, tagged or put in a box too; not what was moved away."""
+    from docx.oxml.ns import qn
+
+    fallback = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+    unseen = {qn("w:moveFrom"), qn("w:del"), fallback}
+    parts = []
+    for run in paragraph.iter(qn("w:r")):
+        if any(ancestor.tag in unseen for ancestor in run.iterancestors()):
+            continue
+        for node in run:
+            if node.tag == qn("w:t"):
+                parts.append(node.text or "")
+            elif node.tag in (qn("w:tab"), qn("w:ptab")):
+                parts.append("\t")
+            elif node.tag == qn("w:noBreakHyphen"):
+                parts.append("-")
+            elif node.tag == qn("w:cr") or (
+                node.tag == qn("w:br") and node.get(qn("w:type"), "textWrapping") == "textWrapping"
+            ):
+                parts.append("\n")
+    return "".join(parts)
 
 
 def _missing_docs(source: Source, kind: str) -> SourceError:

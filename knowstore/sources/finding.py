@@ -25,10 +25,12 @@ class Source:
         name: the resolved absolute path with forward slashes, or `-` for stdin; it becomes the
             `source` of the passages, so that a later ingest of the same file finds them.
         path: the same as a path; None for stdin.
+        shown: the link by which the file was found, where only that says what it is.
     """
 
     name: str
     path: Path | None
+    shown: Path | None = None
 
 
 def source_suffix(path: PurePath) -> str:
@@ -105,7 +107,8 @@ def _source(file: Path, failures: list[SourceFailure]) -> Source | None:
     except (OSError, RuntimeError) as error:
         failures.append(SourceFailure(name_of(file), _why_unresolved(file, error)))
         return None
-    return Source(name_of(path), path)
+    is_told_by_link = source_suffix(path) not in SUFFIXES and source_suffix(file) in SUFFIXES
+    return Source(name_of(path), path, file if is_told_by_link else None)
 
 
 def _why_unresolved(file: Path, error: OSError | RuntimeError) -> str:

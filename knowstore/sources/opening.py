@@ -69,7 +69,8 @@ def open_source(source: Source, max_bytes: int, stdin: BinaryIO | None) -> Itera
             stream = _buffered(stdin, source)
             suffix, is_gzip = "", stream.peek(2)[:2] == b"\x1f\x8b"
         else:
-            suffix, is_gzip = _known_suffix(source.path, source), source.path.suffix.lower() == ".gz"
+            shown = source.shown or source.path
+            suffix, is_gzip = _known_suffix(shown, source), shown.suffix.lower() == ".gz"
             stream = _buffered(stack.enter_context(open_file(source)), source)
         if not stream.peek(1):
             raise unreadable(source, "the file is empty", "remove it from the list, or write it again")

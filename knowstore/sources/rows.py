@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -72,7 +72,8 @@ def read_csv(stream: io.BufferedReader, source: Source, columns: ColumnMap, deli
     """One document per row of a CSV or TSV file whose first row names the columns.
 
     Args:
-        delimiter: None takes the one of comma, semicolon, tab and bar that the first row has most of.
+        delimiter: None takes the one of comma, semicolon, tab and bar that the first row has most of. With a tab,
+            quotes that make no sense as such are letters.
 
     Yields: documents, and a failure `name:line` for each row that cannot be read.
 
@@ -80,7 +81,8 @@ def read_csv(stream: io.BufferedReader, source: Source, columns: ColumnMap, deli
         SourceError: the first row cannot be read or names no text column.
     """
     problems: dict[int, str] = {}
-    lines = _csv_lines(stream, source, problems)
+    taken: list[str] = []
+    lines = _csv_lines(stream, source, problems, taken)
     first_line = next(lines, "")
     csv.field_size_limit(_MAX_LINE_CHARS)  # the module has one limit for the whole process; its default is 128 KiB
     delimiter = delimiter or max(",;\t|", key=first_line.count)
@@ -88,21 +90,31 @@ def read_csv(stream: io.BufferedReader, source: Source, columns: ColumnMap, deli
     header = _csv_header(reader, source, columns, problems)
     while True:
         start = reader.line_num + 1
+        taken.clear()
+        rows: Iterable[list[str] | csv.Error]
         try:
-            values = next(reader)
+            rows = [next(reader)]
         except StopIteration:
             return
         except csv.Error as error:
-            yield _bad_row(source, f":{start}", f"is not sound CSV up to line {reader.line_num}: {error}")
-            continue
-        found = [problems.pop(number) for number in range(start, reader.line_num + 1) if number in problems]
-        if found:
-            yield _bad_row(source, f":{start}", found[0])
-        elif any(value.strip() for value in values):
-            if len(values) == len(header):
-                yield _item(source, f":{start}", dict(zip(header, values, strict=True)), columns)
-            else:
-                yield _bad_row(source, f":{start}", f"has {len(values)} fields, the first row has {len(header)}")
+            rows = [error]
+        found = {number: problems.pop(number) for number in range(start, reader.line_num + 1) if number in problems}
+        if delimiter == "\t" and not found and not _fits(rows[0], header):
+            rows = csv.reader(taken, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        for place, values in enumerate(rows, start):
+            if found:
+                yield _bad_row(source, f":{place}", next(iter(found.values())))
+            elif isinstance(values, csv.Error):
+                yield _bad_row(source, f":{place}", f"is not sound CSV up to line {reader.line_num}: {values}")
+            elif any(value.strip() for value in values):
+                if len(values) == len(header):
+                    yield _item(source, f":{place}", dict(zip(header, values, strict=True)), columns)
+                else:
+                    yield _bad_row(source, f":{place}", f"has {len(values)} fields, the first row has {len(header)}")
+
+
+def _fits(row: list[str] | csv.Error, header: Sequence[str]) -> bool:
+    return isinstance(row, list) and len(row) == len(header)
 
 
 def _csv_header(
@@ -121,10 +133,11 @@ def _csv_header(
     return header
 
 
-def _csv_lines(stream: io.BufferedReader, source: Source, problems: dict[int, str]) -> Iterator[str]:
+def _csv_lines(stream: io.BufferedReader, source: Source, problems: dict[int, str], taken: list[str]) -> Iterator[str]:
     for number, line, problem in _lines(stream, source, newline=""):
         if problem:
             problems[number] = problem
+        taken.append(line)
         yield line
 
 
@@ -189,7 +202,7 @@ def read_parquet(stream: io.BufferedReader, source: Source, columns: ColumnMap) 
     """
     with ExitStack() as stack:
         spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))
-        if source.path is None or source.path.suffix.lower() == ".gz":
+        if source.path is None or (source.shown or source.path).suffix.lower() == ".gz":
             shutil.copyfileobj(stream, spool)
             spool.seek(0)
             file: BinaryIO = spool  # type: ignore[assignment]

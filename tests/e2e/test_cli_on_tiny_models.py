@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,54 @@ def test_a_dry_run_refuses_what_the_command_would_refuse(run: Run) -> None:
         for more in ("--dry-run", "--yes"):
             assert "was removed already" in run(*command, more, status=1).stderr
     run("remove", passage_id, "--purge", "--dry-run")
+    passage_id = run("list", "--quiet").stdout.split()[0]
+    for more in ("--dry-run", "--yes"):
+        assert "without text" in run("replace", passage_id, "--text", " ", more, status=1).stderr
+
+
+def test_a_codec_counts_until_the_store_keeps_one(run: Run) -> None:
+    run("ingest", "mistyped.jsonl", "--codec", "latent", status=1)
+    run("ingest", "facts.jsonl", "--codec", "float32")
+    run("ingest", "facts.jsonl", "--codec", "float32")
+    assert "float32" in run("ingest", "facts.jsonl", "--codec", "latent", status=2).stderr
+
+
+def test_questions_of_a_file_may_have_blank_lines_and_a_byte_order_mark(run: Run) -> None:
+    run("ingest", "facts.jsonl")
+    Path("q.jsonl").write_text('\ufeff{"question": "Where is Lyon?"}\n\n', encoding="utf-8")
+    Path("q.txt").write_text("\ufeffWhere is Lyon?\n\n", encoding="utf-8")
+    for path in ("q.jsonl", "q.txt"):
+        [asked] = run("ask", "--questions", path, "--json").stdout.splitlines()
+        assert json.loads(asked)["question"] == "Where is Lyon?"
+
+
+def test_a_store_finds_its_models_from_another_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {}
+    for role in ("llm", "retriever", "hypernetwork"):
+        Path(role).symlink_to(os.environ[f"KNOWSTORE_{role.upper()}"])
+        named[role] = str(Path(role).resolve())
+        monkeypatch.setenv(f"KNOWSTORE_{role.upper()}", role)
+    run("ingest", "facts.jsonl")
+    store = str(Path(".knowstore").resolve())
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for role in named:
+        monkeypatch.delenv(f"KNOWSTORE_{role.upper()}")
+    assert "experts" in _json(run("ask", "Where is Lyon?", "--store", store, "--json"))
+    models = _json(run("models", "list", "--store", store, "--json"))["models"]
+    assert {model["role"]: model["path"] for model in models}.items() >= named.items()
+
+
+def test_passages_longer_than_an_expert_reads_are_told(run: Run) -> None:
+    assert "tokens of a passage" in run("ingest", "facts.jsonl", "--words", "500").stderr
+    assert "tokens of a passage" not in run("ingest", "facts.jsonl", "--words", "20").stderr
+
+
+def test_a_bench_whose_folder_cannot_be_made_measures_nothing(run: Run) -> None:
+    _write_questions()
+    Path("taken").write_text("", encoding="utf-8")
+    result = run("bench", "controls", "--data", "qa.jsonl", "--output", "taken", status=1)
+    assert (result.stdout, "taken" in result.stderr) == ("", True)
 
 
 @pytest.mark.parametrize("option", ["--limit", "--offset"])

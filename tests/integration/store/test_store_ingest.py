@@ -103,6 +103,22 @@ def test_a_source_that_cannot_be_read_supersedes_nothing(
     assert store.verify().clean
 
 
+def test_a_source_of_which_a_row_cannot_be_read_supersedes_nothing(
+    open_store: Open, write_facts: Write, facts: list[Passage]
+) -> None:
+    store = open_store()
+    path = write_facts("facts.jsonl", facts[:2])
+    store.ingest([path])
+    write_facts("facts.jsonl", [facts[0], facts[2]])
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write('{"text": "Lyon lies')
+    report = store.ingest([path])
+    assert (len(report.failures), report.passages_added, report.passages_superseded) == (1, 1, 0)
+    assert len(store.passages()) == 3
+    write_facts("facts.jsonl", [facts[0], facts[2]])
+    assert store.ingest([path]).passages_superseded == 1
+
+
 def test_strict_ingest_stops_at_the_first_failure_and_writes_nothing(
     open_store: Open, write_facts: Write, facts: list[Passage], tmp_path: Path
 ) -> None:

