@@ -17,10 +17,10 @@ from knowstore.models import (
     DEFAULT,
     NO_READER,
     ROLES,
-    ResolvedModel,
     choose_device,
     choose_dtype,
     directory_fingerprint,
+    lasting_reference,
     resolve,
 )
 
@@ -42,7 +42,7 @@ class LoadedModels:
     allow_untrained: bool = False
     on_progress: OnProgress | None = None
     cache_dir: Path | None = None
-    _resolved: dict[str, ResolvedModel] = field(default_factory=dict)
+    _paths: dict[str, Path] = field(default_factory=dict)
 
     def with_config(self, config: ModelConfig) -> LoadedModels:
         """Other models with the same settings, nothing of them loaded yet."""
@@ -50,19 +50,15 @@ class LoadedModels:
 
     def path(self, role: str) -> Path:
         """The directory of a model, converted or fetched when it must be."""
-        return self._resolve(role).path
+        if role not in self._paths:
+            resolved = resolve(getattr(self.config, role), role, cache_dir=self.cache_dir, progress=self.on_progress)  # type: ignore[arg-type]
+            self._paths[role] = resolved.path
+        return self._paths[role]
 
     def kept_config(self) -> ModelConfig:
         """The configuration as a store records it: with references that stand for the same models in any folder."""
-        kept = {role: self._resolve(role).kept_reference for role in ROLES}
+        kept = {role: lasting_reference(getattr(self.config, role), role, cache_dir=self.cache_dir) for role in ROLES}
         return replace(self.config, **kept)  # type: ignore[arg-type]
-
-    def _resolve(self, role: str) -> ResolvedModel:
-        if role not in self._resolved:
-            reference = getattr(self.config, role)
-            found = resolve(reference, role, cache_dir=self.cache_dir, progress=self.on_progress)  # type: ignore[arg-type]
-            self._resolved[role] = found
-        return self._resolved[role]
 
     @cached_property
     def device(self) -> str:

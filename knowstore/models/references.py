@@ -189,6 +189,17 @@ def is_path(reference: str) -> bool:
     )  # fmt: skip
 
 
+def lasting_reference(reference: str, role: Role, *, cache_dir: Path | None = None) -> str:
+    """What stands for the same model in whatever folder it is read: the whole path of a path, else the reference.
+
+    Raises:
+        ModelNotFoundError: a path that leads to no model.
+    """
+    if not is_path(reference) or locate(reference, role, cache_dir=cache_dir).origin != "directory":
+        return reference
+    return str(Path(reference).expanduser().resolve())
+
+
 def is_hub_id(reference: str) -> bool:
     """Whether a reference has the form of a hub id and is not a path."""
     return reference != DEFAULT and not is_path(reference) and _HUB_ID.fullmatch(reference) is not None

@@ -59,14 +59,19 @@ def test_rows_that_teach_nothing_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"{\n", b"\xff\xfe\n", b"3\n", b"[]\n", b"{}\n\n", gzip.compress(json.dumps(ROW).encode())[:-12], b"\x1f\x8b\x08"],
-    ids=["cut", "encoding", "number", "list", "blank line", "cut gzip", "gzip head"],
+    [b"{\n", b"\xff\xfe\n", b"3\n", b"[]\n", gzip.compress(json.dumps(ROW).encode())[:-12], b"\x1f\x8b\x08"],
+    ids=["cut", "encoding", "number", "list", "cut gzip", "gzip head"],
 )
 def test_a_file_that_is_no_json_lines_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / ("rows.jsonl.gz" if content[:1] == b"\x1f" else "rows.jsonl")
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=r"rows\.jsonl\S* cannot be read as JSON Lines"):
         list(read_rows(path))
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('\ufeff{"a": 1}\n\n \n{"a": 2}\n', encoding="utf-8")
+    assert list(read_rows(tmp_path / "rows.jsonl")) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
