@@ -22,7 +22,7 @@ demo: $(VENV)/.runs ## Install knowstore in .venv, ingest examples/corpus and as
 	@PATH="$(CURDIR)/$(BIN):$$PATH" KNOWSTORE_STORE=$(DEMO_STORE) sh examples/demo.sh
 
 test: lint ## Check format, style and types, and run the tests
-	@$(BIN)/pytest --quiet
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.tests ## Check format, style and types
 	@$(BIN)/ruff format --check .
