@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from knowstore.errors import KnowledgeStoreError
 
+from .database import open_catalog
 from .output import size
 from .registration import command, group
 from .session import Session
@@ -64,10 +66,14 @@ def listed(session: Session) -> list[ResolvedModel | UnresolvedModel]:
 
 
 def models_in_use(session: Session) -> ModelConfig:
-    """What `open` takes, without what a store that cannot be opened says of it."""
+    """The models that were named, else those that the store's catalog records, else the default ones; opens no store,
+    for that would mend and migrate it."""
     try:
-        return session.recorded_config()
-    except KnowledgeStoreError:
+        if session.is_remote and session.catalog is None:
+            return session.model_config()
+        with open_catalog(session) as catalog:
+            return replace(catalog.models(), **session.models)  # type: ignore[arg-type]
+    except KnowledgeStoreError:  # `doctor` says of the store what is wrong with it
         return session.model_config()
 
 

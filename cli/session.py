@@ -52,24 +52,16 @@ class Session:
 
         return replace(ModelConfig(), **self.models)  # type: ignore[arg-type]
 
-    def recorded_config(self) -> ModelConfig:
-        """The models that `open` takes: those that were named, else the store's own.
-
-        Raises:
-            KnowledgeStoreError: there is a store and it cannot be opened.
-        """
-        from knowstore import KnowledgeStore
-
-        if not self.has_store:
-            return self.model_config()
-        with KnowledgeStore.open(self.location, create=False, catalog_url=self.catalog) as store:
-            return replace(store.models.config, **self.models)  # type: ignore[arg-type]
-
     def open(self, *, create: bool = False, **options: Any) -> KnowledgeStore:
         """The store; models that were not named are those that it was made with. `options` go to the store."""
         from knowstore import KnowledgeStore
 
-        models = self.recorded_config() if self.models else None
+        models = None
+        if self.models:
+            models = self.model_config()
+            if self.has_store:
+                with KnowledgeStore.open(self.location, create=False, catalog_url=self.catalog) as store:
+                    models = replace(store.models.config, **self.models)  # type: ignore[arg-type]
         return KnowledgeStore.open(
             self.location,
             create=create,

@@ -6,28 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
-from knowstore.catalog import Catalog
-from knowstore.config import ModelConfig
-from knowstore.errors import CatalogError, ConfigError, PassageError
+from knowstore.errors import ConfigError, PassageError
 from knowstore.records import Mode, Passage
 from knowstore.sources import iso_date
-
-
-def recorded_models(catalog: Catalog) -> ModelConfig:
-    """The models that a store was made with; the default ones for a store that is empty.
-
-    Raises:
-        CatalogError: the setting is damaged.
-    """
-    recorded = catalog.setting("models")
-    try:
-        return ModelConfig() if recorded is None else ModelConfig(**recorded)  # type: ignore[arg-type]
-    except (TypeError, ConfigError) as error:
-        raise CatalogError(
-            f"the catalog's setting `models` cannot be read: {error}",
-            kept="the store is as it was",
-            fix="name every model (--llm, --retriever, --reranker, --hypernetwork), or restore the catalog",
-        ) from error
 
 
 def check_mode(mode: str) -> None:

@@ -73,11 +73,12 @@ def reexpert(
     if new["experts"] == recorded["experts"]:
         return ReexpertReport(new["experts"], new["experts"], 0, 0, time.perf_counter() - started)
     models.check_trained()
+    kept = models.kept_config()
     name = _name_for(catalog, new["experts"])
     bank = ExpertBank.open(str(layout.tables), fingerprint=new["experts"], name=name, create=True)
     n_generated, n_reused = _fill(bank, table, engine, codec, catalog.head(), on_progress)
     for role, digest in new.items():
-        catalog.fingerprint(role, digest, {"reference": str(getattr(models.config, role, role))})
+        catalog.fingerprint(role, digest, {"reference": str(getattr(kept, role, role))})
     catalog.set_settings(
         {
             _PREVIOUS: {
@@ -85,7 +86,7 @@ def reexpert(
                 "fingerprints": dict(recorded),
                 "is_undone": is_undone,
             },
-            "models": asdict(models.kept_config()),
+            "models": asdict(kept),
             "fingerprints": {**new, "bank": name},
         }
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 from knowstore import _reexpert, _repair, _transfer, _upkeep, _verification
 from knowstore._answering import Reader, Timer, given_weights, mounted_llm
 from knowstore._bucket import Bucket, is_url
-from knowstore._checks import check_mode, checked_passages, checked_questions, recorded_models
+from knowstore._checks import check_mode, checked_passages, checked_questions
 from knowstore._encoding import Engine, InProcess
 from knowstore._ingest import Scan, Sources, write_passages
 from knowstore._layout import Folder, Layout, check_catalog
@@ -151,7 +151,7 @@ class KnowledgeStore:
         catalog = Catalog.open(catalog_url or cast(Path, layout.own_catalog))
         try:
             check_catalog(layout, catalog)
-            loaded = LoadedModels(models or recorded_models(catalog), allow_untrained, on_progress, cache_dir)
+            loaded = LoadedModels(models or catalog.models(), allow_untrained, on_progress, cache_dir)
             bank = bank or BankConfig()
             codec = catalog.setting("codec")
             if codec is not None:
@@ -300,11 +300,10 @@ class KnowledgeStore:
         """The passage as `replace` would put it in the place of another, with nothing changed yet.
 
         Raises:
-            UnknownPassageError, PassageError: as for `replace`.
+            PassageError: as for `replace`.
         """
         [passage] = checked_passages([passage])
-        stored = self.show(passage_id).stored
-        if passage.passage_id == passage_id and passage.date != stored.passage.date:
+        if passage.passage_id == passage_id and passage.date != self.show(passage_id).stored.passage.date:
             raise PassageError(
                 f"passage {passage_id} has this title and text already, and its date cannot change alone",
                 kept="the store is as it was", fix="remove it with purge and add it with its new date",
@@ -826,10 +825,10 @@ class KnowledgeStore:
         """Both tables for writing, made with the store's first batch, with the models' fingerprints recorded."""
         self.models.check_store(self.catalog.setting("fingerprints"))
         if self.catalog.setting("fingerprints") is None:
-            fingerprints = self.models.fingerprints
+            fingerprints, kept = self.models.fingerprints, self.models.kept_config()
             for role, digest in fingerprints.items():
-                self.catalog.fingerprint(role, digest, {"reference": str(getattr(self.models.config, role, role))})
-            self.catalog.set_setting("models", asdict(self.models.kept_config()))
+                self.catalog.fingerprint(role, digest, {"reference": str(getattr(kept, role, role))})
+            self.catalog.set_setting("models", asdict(kept))
             self.catalog.set_setting("codec", self._bank_config.codec)
             self.catalog.set_setting("fingerprints", fingerprints)  # last: it says that all of them are there
         if self.catalog.head() == 0 and self.catalog.staged() is None:
@@ -839,7 +838,7 @@ class KnowledgeStore:
     def _follow(self, recorded: object) -> None:
         """Where the store was opened without naming models, go over to those of a `reexpert` elsewhere."""
         if self._is_following and recorded != self._followed:
-            self._followed, models = recorded, recorded_models(self.catalog)
+            self._followed, models = recorded, self.catalog.models()
             if models != self.models.config:
                 self.models = self.models.with_config(models)
 

@@ -18,7 +18,8 @@ from knowstore.catalog.lock import writer_lock
 from knowstore.catalog.placements import Change, Interval, Pair
 from knowstore.catalog.soundness import CatalogFault
 from knowstore.catalog.tables import BatchRow, FingerprintRow, PlacementRow, PurgeRow, SettingRow
-from knowstore.errors import CatalogError, UnknownBatchError
+from knowstore.config import ModelConfig
+from knowstore.errors import CatalogError, ConfigError, UnknownBatchError
 from knowstore.records import BatchKind, BatchState, EditBatch
 
 MIGRATION_WAIT_S = 30.0
@@ -399,6 +400,22 @@ class Catalog:
         with self._database.read() as connection:
             row = connection.execute(select(SettingRow.value).where(SettingRow.key == key)).first()
         return default if row is None else row.value
+
+    def models(self) -> ModelConfig:
+        """The models that the store was made with; the default ones while it is empty.
+
+        Raises:
+            CatalogError: the setting is damaged.
+        """
+        recorded = self.setting("models")
+        try:
+            return ModelConfig() if recorded is None else ModelConfig(**recorded)  # type: ignore[arg-type]
+        except (TypeError, ConfigError) as error:
+            raise CatalogError(
+                f"the catalog's setting `models` cannot be read: {error}",
+                kept="the store is as it was",
+                fix="name every model (--llm, --retriever, --reranker, --hypernetwork), or restore the catalog",
+            ) from error
 
     def set_setting(self, key: str, value: object) -> None:
         """Store a JSON value under a key, in place of an older one."""

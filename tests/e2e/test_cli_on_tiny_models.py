@@ -15,6 +15,7 @@ from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError
 from knowstore.experts import PooledConfig, PooledHypernetwork
+from knowstore.store import KnowledgeStore
 
 Run = Callable[..., Result]
 
@@ -267,8 +268,11 @@ def test_a_store_finds_its_models_from_another_folder(run: Run, monkeypatch: pyt
     for role in named:
         monkeypatch.delenv(f"KNOWSTORE_{role.upper()}")
     assert "experts" in _json(run("ask", "Where is Lyon?", "--store", store, "--json"))
+    monkeypatch.setattr(KnowledgeStore, "open", lambda *_, **__: pytest.fail("opening a store mends and migrates it"))
     models = _json(run("models", "list", "--store", store, "--json"))["models"]
     assert {model["role"]: model["path"] for model in models}.items() >= named.items()
+    checks = {check["name"]: check for check in _json(run("doctor", "--store", store, "--json"))["checks"]}
+    assert all(path in checks[role]["detail"] for role, path in named.items())
 
 
 def test_passages_longer_than_an_expert_reads_are_told(run: Run) -> None:
