@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from knowstore.audits import ProbesFile
 
 KEPT = "every edit batch that was committed; of this one nobody sees anything"
-_TOKENS_PER_WORD = 1.4  # of English; more of other languages
 _LANDED = "the edit batch, which was committed"
+_TOKENS_PER_WORD = 1.4  # of English; more of other languages
 
 
 @command(app, example="knowstore ingest README.md --note 'first try'")
@@ -56,7 +56,6 @@ def ingest(
 
     if dry_run and (probes or audit):
         raise typer.BadParameter("it neither keeps probes nor audits", param_hint="--dry-run")
-    _check_codec(session, codec)
     ray = ray_config(engine, workers, ray_address)
     session.kept = KEPT
     how: dict[str, Any] = {
@@ -65,10 +64,11 @@ def ingest(
         "stdin": sys.stdin.buffer if "-" in paths else None,
     }
     if dry_run:
-        show_plan(session.output, plan(session, paths, how))
+        show_plan(session.output, plan(session, paths, how, codec))
         return
     asked = None if probes is None else _read_probes(probes, is_strict=strict)
     with session.open(create=True, **given(bank=BankConfig(codec=codec) if codec else None)) as store:
+        _check_codec(store, codec)
         report = store.ingest(paths, strict=strict, note=note, ray=ray, **how)
         session.kept = KEPT if report.batch_id is None else _LANDED
         show_report(session.output, report, store)
@@ -120,12 +120,13 @@ def _finish(session: Session, store: KnowledgeStore, *, is_audited: bool) -> Non
     session.output.result({}, "")
 
 
-def plan(session: Session, paths: list[str], how: dict[str, Any]) -> IngestPlan:
+def plan(session: Session, paths: list[str], how: dict[str, Any], codec: str | None) -> IngestPlan:
     """What an ingest would do; a store that is not there is not created for it."""
     from knowstore import KnowledgeStore
 
     if session.has_store:
         with session.open() as store:
+            _check_codec(store, codec)
             return store.plan(paths, **how)
     with tempfile.TemporaryDirectory() as empty, KnowledgeStore.open(Path(empty) / "store") as store:
         return store.plan(paths, **how)
@@ -204,11 +205,8 @@ def _failures(failures: tuple[Any, ...]) -> list[dict[str, str]]:
     return [{"source": failure.source, "error": failure.error} for failure in failures]
 
 
-def _check_codec(session: Session, codec: str | None) -> None:
-    if codec and session.has_store:
-        with session.open() as store:
-            kept = store.codec
-        if kept not in (None, codec):
-            raise typer.BadParameter(
-                f"{session.location} keeps its experts as {kept}, and a store keeps its codec", param_hint="--codec"
-            )
+def _check_codec(store: KnowledgeStore, codec: str | None) -> None:
+    if codec is not None and store.codec not in (None, codec):
+        raise typer.BadParameter(
+            f"this store keeps its experts as {store.codec}, and a store keeps its codec", param_hint="--codec"
+        )
