@@ -286,22 +286,8 @@ def _docx_text(paragraph: Any) -> str:
 
     fallback = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
     unseen = {qn("w:moveFrom"), qn("w:del"), fallback}
-    parts = []
-    for run in paragraph.iter(qn("w:r")):
-        if any(ancestor.tag in unseen for ancestor in run.iterancestors()):
-            continue
-        for node in run:
-            if node.tag == qn("w:t"):
-                parts.append(node.text or "")
-            elif node.tag in (qn("w:tab"), qn("w:ptab")):
-                parts.append("\t")
-            elif node.tag == qn("w:noBreakHyphen"):
-                parts.append("-")
-            elif node.tag == qn("w:cr") or (
-                node.tag == qn("w:br") and node.get(qn("w:type"), "textWrapping") == "textWrapping"
-            ):
-                parts.append("\n")
-    return "".join(parts)
+    runs = paragraph.iter(qn("w:r"))
+    return "".join(run.text for run in runs if not any(above.tag in unseen for above in run.iterancestors()))
 
 
 def _missing_docs(source: Source, kind: str) -> SourceError:

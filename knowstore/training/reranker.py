@@ -19,7 +19,7 @@ from knowstore.training.steps import RerankerProgress, StepsConfig, keep_out, tr
 Search = Callable[[str], Sequence[int]]
 """Gives the indices of the passages that a question finds, best first."""
 
-_OF_ATTENTION = ".self.dropout"  # of the attention's weights: none is fused with it, and a step takes twice as long
+_OF_ATTENTION = ".self.dropout"  # of the attention's weights, which a CPU cannot fuse with it
 _BUCKET = 16  # batches sorted by length together, so that little is padded
 _KEPT_SHARE = 0.95  # of the gold passages, by the null threshold
 _EPSILON = 1e-6
