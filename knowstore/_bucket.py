@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from knowstore._layout import FORMAT
 from knowstore.errors import BankError, CatalogError, ConfigError
+from knowstore.lance import LANCE_ERRORS
 
 _NAME = "store"
 _PARTS = ("passages", "experts*")
-_LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
 
 
 def is_url(location: str | Path) -> TypeGuard[str]:
@@ -110,7 +110,7 @@ class Bucket:
             for part in _PARTS:
                 for name in self._names(part):
                     connection.drop_table(name)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise CatalogError(
                 f"the tables of a batch that was never committed cannot be deleted: {error}",
                 kept="the store is empty, as it was",
@@ -121,7 +121,7 @@ class Bucket:
         """See `Layout`."""
         try:
             lancedb.connect(self.tables).drop_table(name)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise BankError(
                 f"the expert bank {name} in {self.tables} cannot be deleted: {error}",
                 kept="every other bank",
@@ -151,7 +151,7 @@ def _begin(connection: lancedb.DBConnection) -> None:
     """Make the table that says which store this is, unless another process is first."""
     try:
         connection.create_table(_NAME, pa.table({"format": [FORMAT], "store_id": [uuid.uuid4().hex]}))
-    except _LANCE_ERRORS:
+    except LANCE_ERRORS:
         if _NAME not in connection.list_tables().tables:
             raise
 
@@ -160,7 +160,7 @@ def _is_whole(connection: lancedb.DBConnection, name: str) -> bool:
     """Whether a table has a version to be read; one whose making or deleting was cut short has none."""
     try:
         connection.open_table(name)
-    except _LANCE_ERRORS:
+    except LANCE_ERRORS:
         return False
     return True
 
@@ -180,7 +180,7 @@ def _checked(url: str) -> str:
 def _reaching(url: str) -> Iterator[None]:
     try:
         yield
-    except _LANCE_ERRORS as error:
+    except LANCE_ERRORS as error:
         raise ConfigError(
             f"the object store of {url} cannot be used: {error}",
             kept="the store is as it was",

@@ -7,19 +7,16 @@ whoever asks for them: the bank keeps rows by passage id and knows no snapshots.
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import lancedb
 import pyarrow as pa
-import pyarrow.compute as pc
 from lancedb.index import BTree
 from lancedb.query import LanceQueryBuilder
 from lancedb.table import LanceTable
@@ -29,13 +26,12 @@ from knowstore.bank.expert import EncodedExpert, StoredExpert
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, write_without
 from knowstore.records import well_formed
 
 NAME = "experts"
 """The table that a store begins with."""
 
-_LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
-_CHUNK = 2_000  # ids in one condition
 _WRITE_BYTES = 64 * 1024 * 1024  # encoded experts in one write
 _READ_ROWS = 64  # rows in memory while the whole bank is read
 _ID_INDEX_ROWS = 5_000  # below, a scan of the ids is as fast
@@ -113,7 +109,7 @@ class ExpertBank:
             if create and not table.schema.field("id").metadata:  # a kill may have come between
                 table.set_unenforced_primary_key("id")
             missing = set(SCHEMA.names) - set(table.schema.names)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise BankError(
                 f"the expert bank in {uri} cannot be read: {error}",
                 kept="the files are as they were",
@@ -138,7 +134,7 @@ class ExpertBank:
             connection = lancedb.connect(uri)
             if name in connection.list_tables().tables:
                 connection.drop_table(name)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise BankError(
                 f"the expert bank {name} in {uri} cannot be deleted: {error}",
                 kept="its files, and every other bank",
@@ -182,7 +178,7 @@ class ExpertBank:
         try:
             newest = cast(LanceTable, self._connection.open_table(self.name))
             is_this = self._is_fixed and newest.version == self.version
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
         if is_this:
             return self
@@ -198,7 +194,7 @@ class ExpertBank:
         try:
             table = cast(LanceTable, self._connection.open_table(self.name))
             table.checkout(version)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
         return type(self)(table, self._connection, self.fingerprint, self._cache_bytes, is_fixed=True)
 
@@ -261,7 +257,7 @@ class ExpertBank:
             BankError: a file that is not there, or a failed write; nothing was changed but for what is to be replaced.
             ConfigError: pylance is not installed.
         """
-        self.delete({row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk), ["id"])})
+        self.delete({row["id"] for chunk in chunks(ids) for row in self._select(_is_in(chunk), ["id"])})
         with self._writing() as table:
             fragments.commit(self.uri, self.name, written)
             table.checkout_latest()  # type: ignore[no-untyped-call]
@@ -276,7 +272,7 @@ class ExpertBank:
         """Delete experts; their bytes stay in older versions until `purge`. Returns how many there were."""
         with self._writing() as table:
             n_before = table.count_rows()
-            for chunk in _chunks(ids):
+            for chunk in chunks(ids):
                 table.delete(_is_in(chunk))
             n_after = table.count_rows()
         self._cache.drop(ids)
@@ -297,16 +293,12 @@ class ExpertBank:
         Raises:
             BankError: a write failed, or an older version could not be deleted.
         """
-        purged = pa.array(list(ids), pa.string())
         with self._writing() as table:
             has_index = bool(list(table.list_indices()))
-            batches = _scan(table, None).to_batches(_READ_ROWS)
-            # a deleted row stays in its file until compaction finds enough of them there, so write a new table
-            kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), purged))) for batch in batches)
-            table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+            write_without(table, ids, _READ_ROWS)
             if has_index:
                 table.create_index("id", config=BTree())
-            _delete_history(table)
+            delete_history(table, BankError)
         self._cache.drop(ids)
 
     def optimize(self) -> None:
@@ -341,7 +333,7 @@ class ExpertBank:
     def _write_part(self, part: Mapping[str, EncodedExpert]) -> int:
         if not part:
             return 0
-        is_any_stored = any(self._select(_is_in(chunk), ["id"]) for chunk in _chunks(part))
+        is_any_stored = any(self._select(_is_in(chunk), ["id"]) for chunk in chunks(part))
         with self._writing() as table:
             if is_any_stored:
                 merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -387,7 +379,7 @@ class ExpertBank:
     def existing(self, ids: Collection[str]) -> set[str]:
         """Those of `ids` that have an expert made for the bank's fingerprint."""
         made = "" if self.fingerprint is None else f" AND fingerprint = '{self.fingerprint}'"
-        return {row["id"] for chunk in _chunks(ids) for row in self._select(_is_in(chunk) + made, ["id"])}
+        return {row["id"] for chunk in chunks(ids) for row in self._select(_is_in(chunk) + made, ["id"])}
 
     def ids_of_batch(self, batch_id: int) -> set[str]:
         """Passages whose expert an edit batch wrote."""
@@ -424,7 +416,7 @@ class ExpertBank:
         Raises:
             BankError: the bank cannot be read.
         """
-        for condition in [None] if ids is None else map(_is_in, _chunks(ids)):
+        for condition in [None] if ids is None else map(_is_in, chunks(ids)):
             yield from self._scan_encoded(condition)
 
     def verify(self, ids: Collection[str] | None = None) -> Iterator[tuple[str, KnowledgeStoreError]]:
@@ -466,7 +458,7 @@ class ExpertBank:
         try:
             for batch in self._read(lambda table: _scan(table, condition).to_batches(_READ_ROWS)):
                 yield from map(from_arrow, batch.to_pylist())
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
     def _select(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -476,7 +468,7 @@ class ExpertBank:
     def _read(self, query: Callable[[LanceTable], _T]) -> _T:
         try:
             return query(self._table)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             if self._is_fixed:
                 raise _unreadable(error) from error
             first_error, version = error, self._table.version
@@ -486,14 +478,14 @@ class ExpertBank:
                 raise first_error
             self._cache.clear()
             return query(self._table)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[LanceTable]:
         try:
             yield self._table
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise BankError(
                 f"the expert bank could not be written: {error}",
                 kept="experts that were written before",
@@ -555,28 +547,9 @@ class _Cache:
             self._size_bytes -= expert.size_bytes
 
 
-def _delete_history(table: LanceTable) -> None:
-    for _ in range(5):  # the first call may itself write a version, by merging files or updating the index
-        time.sleep(0.005)  # versions as young as the limit below are kept
-        table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-        if len(table.list_versions()) == 1:
-            return
-    raise BankError(
-        f"the expert bank still has {len(table.list_versions())} versions, and older ones may hold purged experts",
-        kept="every expert that was not purged",
-        fix="end other programs that use this store and purge again",
-    )
-
-
 def _is_in(ids: Iterable[str]) -> str:
     literals = ("'" + well_formed(passage_id).replace("'", "''") + "'" for passage_id in ids)
     return f"id IN ({', '.join(literals)})"
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(ids)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk
 
 
 def _scan(table: LanceTable, condition: str | None) -> LanceQueryBuilder:

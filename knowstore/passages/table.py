@@ -11,13 +11,11 @@ One process writes at a time; the caller holds the lock. Readers never wait.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -25,13 +23,13 @@ from typing import Any, Self, TypeVar, cast
 import lancedb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from lancedb.index import FTS, BTree, IvfFlat
 from lancedb.query import FullTextOperator, MultiMatchQuery
 from lancedb.table import LanceTable
 
 from knowstore.config import Filters
 from knowstore.errors import PassageError
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, write_without
 from knowstore.passages.filters import is_in, where
 from knowstore.passages.rows import (
     LIVE,
@@ -50,8 +48,6 @@ _NAME = "passages"
 _TEXT_COLUMNS = ["text", "title"]
 _CANDIDATE_COLUMNS = ["id", "text", "title", "source", "date", "vector", "segments", "segment_vectors", "live_from"]
 _TIE = 1e-5  # scores this close may be ordered either way by LanceDB, which computes in float32
-_LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)  # what LanceDB raises, by cause
-_CHUNK = 2_000  # ids in one condition
 _READ_ROWS = 1_024  # rows in memory while the whole table is read
 _RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack et al., 2009)
 _MIN_POOL = 50  # ranks of each list that hybrid search fuses
@@ -103,7 +99,7 @@ class PassageTable:
                 return cls(_create(connection, dim), connection)
             table = cast(LanceTable, connection.open_table(_NAME))
             found = table.schema.field("vector").type.list_size
-        except (*_LANCE_ERRORS, KeyError) as error:
+        except (*LANCE_ERRORS, KeyError) as error:
             raise PassageError(
                 f"the passages table in {uri} cannot be read: {error}",
                 kept="the files are as they were",
@@ -145,7 +141,7 @@ class PassageTable:
         try:
             newest = cast(LanceTable, self._connection.open_table(_NAME))
             is_this = self._is_fixed and newest.version == self.version
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
         return self if is_this else type(self)(newest, self._connection, is_fixed=True)
 
@@ -159,7 +155,7 @@ class PassageTable:
         try:
             table = cast(LanceTable, self._connection.open_table(_NAME))
             table.checkout(version)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
         return type(self)(table, self._connection, is_fixed=True)
 
@@ -213,7 +209,7 @@ class PassageTable:
 
     def delete(self, ids: Collection[str]) -> None:
         """Delete rows that no snapshot shows; their bytes stay in older versions until `purge`."""
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             with self._writing() as table:
                 table.delete(is_in("id", chunk))
 
@@ -241,14 +237,10 @@ class PassageTable:
         Raises:
             PassageError: a write failed, or an older version could not be deleted.
         """
-        purged = pa.array(list(ids), pa.string())
         with self._writing() as table:
-            batches = _scan(table, None, None).to_batches(_READ_ROWS)
-            # a deleted row stays in its file until compaction finds enough of them there, so write a new table
-            kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), purged))) for batch in batches)
-            table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+            write_without(table, ids, _READ_ROWS)
             self._build_indexes(rebuild=True)
-            _delete_history(table)
+            delete_history(table, PassageError)
 
     def optimize(self, *, retrain: bool = False) -> None:
         """Build anew the indexes that lack many rows; merge files once there are many, and drop what is then old.
@@ -271,7 +263,7 @@ class PassageTable:
         """Whether the full-text indexes can be read."""
         try:
             _matching(self._table, _words("any"), None, 1)
-        except _LANCE_ERRORS:
+        except LANCE_ERRORS:
             return False
         return True
 
@@ -309,7 +301,7 @@ class PassageTable:
 
     def _update(self, ids: Iterable[str], condition: str | None, values: Mapping[str, object]) -> int:
         n_changed = 0
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             predicate = " AND ".join(filter(None, (is_in("id", chunk), condition)))
             with self._writing() as table:
                 n_changed += table.update(where=predicate, values=dict(values)).rows_updated
@@ -351,7 +343,7 @@ class PassageTable:
 
     def existing(self, ids: Collection[str]) -> set[str]:
         """Those of `ids` that are stored, in whatever state."""
-        return {row["id"] for chunk in _chunks(ids) for row in self._select(is_in("id", chunk), ["id"]).to_pylist()}
+        return {row["id"] for chunk in chunks(ids) for row in self._select(is_in("id", chunk), ["id"]).to_pylist()}
 
     def staged_ids(self, batch_id: int) -> set[str]:
         """Passages that an edit batch added or revived."""
@@ -386,7 +378,7 @@ class PassageTable:
         batches = self._read(lambda table: _scan(table, where(at, filters), columns).to_batches(_READ_ROWS))
         try:
             yield from batches
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
     def candidates(
@@ -495,7 +487,7 @@ class PassageTable:
     def _read(self, query: Callable[[LanceTable], _T]) -> _T:
         try:
             return _run(query, self._table)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             if self._is_fixed:
                 raise _unreadable(error) from error
             first_error, version = error, self._table.version
@@ -504,14 +496,14 @@ class PassageTable:
             if self._table.version == version:
                 raise first_error
             return _run(query, self._table)
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[LanceTable]:
         try:
             yield self._table
-        except _LANCE_ERRORS as error:
+        except LANCE_ERRORS as error:
             raise PassageError(
                 f"the passages table could not be written: {error}",
                 kept="rows that were written before; those of a staged edit batch stay invisible",
@@ -541,19 +533,6 @@ def _full_text() -> FTS:
     return FTS(base_tokenizer="icu", remove_stop_words=False)
 
 
-def _delete_history(table: LanceTable) -> None:
-    for _ in range(5):  # the first call may itself write a version, by merging files or updating an index
-        time.sleep(0.005)  # versions as young as the limit below are kept
-        table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-        if len(table.list_versions()) == 1:
-            return
-    raise PassageError(
-        f"the passages table still has {len(table.list_versions())} versions, and older ones may hold purged text",
-        kept="every passage that was not purged",
-        fix="end other programs that use this store and purge again",
-    )
-
-
 def _run(query: Callable[[LanceTable], _T], table: LanceTable) -> _T:
     """A query's result; a panic within LanceDB, as a damaged index causes it, becomes a RuntimeError."""
     try:
@@ -562,12 +541,6 @@ def _run(query: Callable[[LanceTable], _T], table: LanceTable) -> _T:
         if type(error).__name__ != "RustPanic":
             raise
         raise RuntimeError(f"LanceDB panicked: {error}") from error
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(ids)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk
 
 
 def _all_of(*conditions: str | None) -> str | None:
@@ -596,7 +569,7 @@ def _readable(table: LanceTable, first: int, last: int) -> Iterator[pa.Table]:
         return
     try:
         yield table.search().offset(first).limit(last - first).to_arrow()
-    except _LANCE_ERRORS:
+    except LANCE_ERRORS:
         middle = (first + last) // 2
         if middle > first:
             yield from _readable(table, first, middle)

@@ -11,11 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE = {"errors", "records", "config", "prompts"}
-PARTS = {"passages", "bank", "catalog", "retrieval", "experts", "evaluation", "sources", "models"}
+PARTS = {"lance", "passages", "bank", "catalog", "retrieval", "experts", "evaluation", "sources", "models"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
     "encoders": BASE | {"encoders"},
     **{part: BASE | {part} for part in PARTS},
+    "passages": BASE | {"passages", "lance"},
+    "bank": BASE | {"bank", "lance"},
     "retrieval": BASE | {"retrieval", "encoders"},
     "experts": BASE | {"experts", "encoders"},
     "training": BASE | {"training", "experts", "retrieval", "evaluation", "encoders"},
@@ -27,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 HEAVY = {"torch", "transformers", "lancedb", "pyarrow", "sqlalchemy", "alembic", "faiss"}
 MAY_NOT_IMPORT: dict[str, set[str]] = {
+    "lance": {"torch", "transformers", "sqlalchemy", "alembic"},
     "passages": {"torch", "transformers", "sqlalchemy", "alembic"},
     "bank": {"transformers", "sqlalchemy", "alembic"},
     "catalog": {"torch", "transformers", "lancedb", "pyarrow", "faiss"},

@@ -1,0 +1,65 @@
+"""What the tables in LanceDB have in common: the errors that it raises, conditions on many ids, rows that are written
+anew, and old versions that are deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.table import LanceTable
+
+from knowstore.errors import KnowledgeStoreError
+
+LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)
+"""What LanceDB raises, by cause."""
+
+_CHUNK = 2_000  # ids in one condition
+_TRIES = 5
+_AGE = timedelta(milliseconds=1)  # of the versions that are deleted; LanceDB warns of less
+_PATIENCE_S = 10.0  # with a clock that was set back a little
+
+
+def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    """The ids in lists short enough for one condition."""
+    remaining = iter(ids)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
+
+
+def write_without(table: LanceTable, ids: Collection[str], n_rows: int) -> None:
+    """Write a new version of all rows but those of the ids, reading `n_rows` at a time.
+
+    A deleted row would stay in its file until compaction finds enough of them there.
+    """
+    left_out = pa.array(list(ids), pa.string())
+    batches = table.search().to_batches(n_rows)
+    kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), left_out))) for batch in batches)
+    table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+
+
+def delete_history(table: LanceTable, error: type[KnowledgeStoreError]) -> None:
+    """Delete every version but the newest.
+
+    Raises:
+        error: versions are left: others hold them, or they were dated by a clock that was set back since.
+    """
+    for _ in range(_TRIES):  # the first may itself write a version, by merging files or updating an index
+        time.sleep(5 * _AGE.total_seconds())
+        table.optimize(cleanup_older_than=_AGE, delete_unverified=True)
+        versions = table.list_versions()
+        if len(versions) == 1:
+            return
+        until: datetime = max(version["timestamp"] for version in versions)
+        ahead_s = until.timestamp() - time.time()
+        if 0 < ahead_s < _PATIENCE_S:
+            time.sleep(ahead_s)
+    what = f"the table {table.name} still has {len(versions)} versions, and older ones may hold what was purged"
+    kept = "every row that was not purged"
+    if ahead_s > 0:
+        what += f": the clock was set back, and they are dated until {until.isoformat(' ', 'seconds')}"
+        raise error(what, kept=kept, fix="purge again when the clock has passed that time")
+    raise error(what, kept=kept, fix="end other programs that use this store and purge again")
