@@ -6,7 +6,7 @@ runs it small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ _PIECES = 4  # of each
 
 @dataclass(frozen=True)
 class Left:
-    """How many purged passages there were, of how many a piece of text or of the expert's numbers is in a file, and
-    of how many questions the logits differ from those of a store that never held them."""
+    """How many purged passages there were, how many of their texts and experts were found in files before, of how many
+    a piece of text or of the expert's numbers is in one now, and of how many questions the logits differ from those of
+    a store that never held them."""
 
     purged: int
+    found_before: int
     leaked_texts: int
     leaked_tensors: int
     questions: int
@@ -68,25 +70,42 @@ def measure(folder: Path, models: ModelConfig, cache_dir: Path, *, n_passages: i
         store.add(purged)
         bank = store._tables.bank()
         tensors = {one.passage_id: one.data for one in bank.iter_encoded()}
+        texts = {passage.passage_id: set(_pieces(passage.text.encode())) for passage in purged}
+        experts = {passage.passage_id: set(_pieces(tensors[passage.passage_id])) for passage in purged}
+        others = _held([tensors[passage.passage_id] for passage in kept], set().union(*experts.values()))
+        assert all(texts.values())
+        assert all(pieces - others for pieces in experts.values())
+        every = set().union(*texts.values(), *experts.values())
+        before = _held(_files(store.layout.folder), every)
         store.remove([passage.passage_id for passage in purged], purge=True)
         never.add(kept)
-        others = b"".join(tensors[passage.passage_id] for passage in kept)
-        files = [path.read_bytes() for path in store.layout.folder.rglob("*") if path.is_file()]
+        held = _held(_files(store.layout.folder), every)
         questions = [f"Where does {passage.text.split()[0]} lie?" for passage in passages[:n_questions]]
         return Left(
             purged=len(purged),
-            leaked_texts=sum(_is_in(files, passage.text.encode(), b"") for passage in purged),
-            leaked_tensors=sum(_is_in(files, tensors[passage.passage_id], others) for passage in purged),
+            found_before=sum(bool(pieces & before) for pieces in [*texts.values(), *experts.values()]),
+            leaked_texts=sum(bool(pieces & held) for pieces in texts.values()),
+            leaked_tensors=sum(bool((pieces - others) & held) for pieces in experts.values()),
             questions=len(questions),
             different_logits=sum(not torch.equal(*_both(store, never, question)) for question in questions),
         )
 
 
-def _is_in(files: Sequence[bytes], data: bytes, others: bytes) -> bool:
-    """Whether a piece of the data that is not also in `others` is in a file."""
-    pieces = [piece for piece in _pieces(data) if piece not in others]
-    assert pieces
-    return any(piece in file for piece in pieces for file in files)
+def _files(folder: Path) -> Iterator[bytes]:
+    return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def _held(files: Iterable[bytes], pieces: Set[bytes]) -> set[bytes]:
+    """Those of the pieces that are in a file, at whatever place of it: their first eight bytes are looked up at all."""
+    beginnings = np.unique(np.frombuffer(b"".join(piece[:8] for piece in pieces), "<u8"))
+    found = set()
+    for file in files:
+        for shift in range(min(8, max(0, len(file) - 7))):
+            words = np.frombuffer(file, "<u8", (len(file) - shift) // 8, shift)
+            nearest = beginnings[np.minimum(np.searchsorted(beginnings, words), len(beginnings) - 1)]
+            starts = shift + 8 * np.flatnonzero(nearest == words)
+            found |= pieces & {file[start : start + _PIECE_BYTES] for start in starts}
+    return found
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

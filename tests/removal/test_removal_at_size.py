@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from knowstore.config import ModelConfig
 
 
+@pytest.mark.timeout(0)
 def test_nothing_is_left_of_half_the_passages(
     tiny_models: ModelConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -22,4 +23,5 @@ def test_nothing_is_left_of_half_the_passages(
     n_questions = request.config.getoption("--questions")
     found = measure(tmp_path, tiny_models, tmp_path / "cache", n_passages=n_passages, n_questions=n_questions)
     print(found)
+    assert found.found_before == 2 * found.purged
     assert (found.leaked_texts, found.leaked_tensors, found.different_logits) == (0, 0, 0)

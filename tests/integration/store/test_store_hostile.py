@@ -130,4 +130,4 @@ def test_a_purge_leaves_no_byte_and_no_trace_in_logits(
 
     found = measure(tmp_path, replace(tiny_models), cache_dir, n_passages=24, n_questions=3)
     assert (found.leaked_texts, found.leaked_tensors, found.different_logits) == (0, 0, 0)
-    assert (found.purged, found.questions) == (12, 3)
+    assert (found.purged, found.found_before, found.questions) == (12, 24, 3)
