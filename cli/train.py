@@ -63,6 +63,9 @@ def hypernetwork(
         int | None, typer.Option(min=0, help="Steps of the static expert alone, before the rest of answering.")
     ] = None,
     kind: Annotated[Literal["tokens", "pooled"], typer.Option(help="The default's design, or the paper's.")] = "tokens",
+    pooled_start: Annotated[
+        Literal["paper", "analytic"], typer.Option(help="First weights of `pooled`: drawn, or adding passages' words.")
+    ] = "paper",
     recipe: Annotated[
         Literal["ours", "paper"], typer.Option(help="The paper's is one epoch of Eq. 5, AdamW, cosine from 1e-4.")
     ] = "ours",
@@ -106,7 +109,9 @@ def hypernetwork(
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share, "batches_per_step": batches_per_step}
     signals = {"distil_weight": distil_weight, "contrast_weight": contrast_weight, "nothing_weight": nothing_weight}
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
-    config = replace(recipes[recipe], **given(**wanted, **rates, **signals, seed=seed, patience=patience))
+    config = replace(
+        recipes[recipe], **given(**wanted, **rates, **signals, seed=seed, patience=patience, pooled_start=pooled_start)
+    )
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
     with _together(session) as ranks:

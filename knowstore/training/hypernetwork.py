@@ -35,7 +35,7 @@ from knowstore.training.ranks import Ranks
 from knowstore.training.reader import ReaderRun, ReaderTeacher
 from knowstore.training.run import Batch, Run, TokensRun
 from knowstore.training.signals import Signals
-from knowstore.training.start import analytic_start
+from knowstore.training.start import analytic_start, pooled_start
 
 _START_PROMPTS = 1500
 
@@ -54,6 +54,7 @@ class TrainingConfig:
     With a `patience` the run ends after so many validations in a row that did not raise gold minus shuffled F1, and
     the best weights are kept. A step averages the losses of `batches_per_step` batches, one for each process when None.
     `distil_weight`, `contrast_weight` and `nothing_weight` weigh the signals of `signals.py` while answering.
+    `pooled_start` says whether the first weights of `pooled` are drawn, as the paper's, or `start.py`'s.
     """
 
     minutes: float = 75.0
@@ -84,6 +85,7 @@ class TrainingConfig:
     validate_every: int = 200
     checkpoint_every_s: float = 300.0
     batches_per_step: int | None = None
+    pooled_start: Literal["paper", "analytic"] = "paper"
     seed: int = 0
 
     @classmethod
@@ -197,11 +199,15 @@ def train_hypernetwork(
             fix="give ten questions or more, or no patience",
         )  # fmt: skip
     loop = _Loop(run, config, folder / "checkpoint", ranks, made_with or {})
-    if not loop.resume() and not is_started and isinstance(hypernetwork, TokensHypernetwork):
+    if not loop.resume() and not is_started:
         draw = random.Random(config.seed)
         some = [question for passage in train for question in run.by_passage[passage]]
         chosen = draw.sample(some, min(len(some), _START_PROMPTS))
-        analytic_start(hypernetwork, llm, [run.questions[question].ids for question in chosen])
+        prompts = [run.questions[question].ids for question in chosen]
+        if isinstance(hypernetwork, TokensHypernetwork):
+            analytic_start(hypernetwork, llm, prompts)
+        elif isinstance(run, PooledRun) and config.pooled_start == "analytic":
+            pooled_start(run.network, llm, prompts, run.means[train])
     ranks.copy_first(hypernetwork.own_tensors().values())
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import torch
 from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
 from knowstore.experts import (
+    Factors,
     FrozenLLM,
     PassageInput,
     PooledConfig,
@@ -30,6 +31,7 @@ from knowstore.training.extent import n_kept_out
 from knowstore.training.hypernetwork import _Loop
 from knowstore.training.pooled import PooledRun
 from knowstore.training.run import Batch, TokensRun
+from knowstore.training.start import _word_map, pooled_start
 
 NAMES = ("Rome", "Lyon", "Ostia", "Tiber", "Saône", "Remus")
 PLACES = ("the sea", "a river", "the town", "a king", "the end", "it")
@@ -119,6 +121,38 @@ def test_pooled_is_trained_by_the_papers_recipe(tiny_llm: FrozenLLM, data: Train
     assert len(answers) == len(seen) == 30
     assert sum(answers[-5:]) < 0.8 * sum(answers[:5])
     assert {progress.part for progress in seen} == {"answering"}
+
+
+def test_pooled_can_start_by_adding_what_tells_a_passage_from_others(tiny_llm: FrozenLLM, data: TrainingData) -> None:
+    torch.manual_seed(0)
+    D = tiny_llm.width
+    network = PooledHypernetwork(PooledConfig(D, layer=1, rank=4, bottleneck=2 * D))
+    run = PooledRun(network, tiny_llm, data, 6)
+    prompts = [question.ids for question in run.questions.values()]
+
+    pooled_start(network, tiny_llm, prompts, run.means)
+
+    words = run.means - run.means.mean(0)
+    added = words @ _word_map(tiny_llm)
+    added *= 30 / added.norm(dim=-1).mean()
+    states = torch.cat([tiny_llm.states(torch.tensor([ids]), 1)[0, 1:].float() for ids in prompts])
+    for expert, wanted in zip(network.generate(tiny_llm, data.passages), added, strict=True):
+        output = Factors(**expert.tensors).output(states)
+        assert output.norm(dim=-1).mean() == pytest.approx(float(wanted.norm()), rel=0.05)
+        assert torch.nn.functional.cosine_similarity(output, wanted[None]).min() > 0.999
+
+
+def test_pooled_that_starts_so_learns_too(tiny_llm: FrozenLLM, data: TrainingData, tmp_path: Path) -> None:
+    losses = {}
+    for start in ("paper", "analytic"):
+        torch.manual_seed(0)
+        network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8))
+        settings = replace(CONFIG, pooled_start=start, steps=20, warmup=2)
+        seen: list[TrainingProgress] = []
+        train_hypernetwork(network, tiny_llm, data, settings, tmp_path / start, on_progress=seen.append)
+        losses[start] = [progress.answer for progress in seen if progress.answer is not None]
+    assert losses["analytic"][0] != losses["paper"][0]
+    assert sum(losses["analytic"][-5:]) < sum(losses["analytic"][:5])
 
 
 def test_the_nats_of_pooled_are_those_of_its_mounted_expert(tiny_llm: FrozenLLM, data: TrainingData) -> None:
