@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from knowstore.bench.corpus import read_questions
 from knowstore.bench.resuming import keep_run
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import normalise
+from knowstore.evaluation import holds_answer, normalise
 from knowstore.records import Mode, Passage, Probe
 from knowstore.store import KnowledgeStore
 from knowstore.training import read_passages, read_rows
@@ -130,9 +131,9 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
         old = [(name, fact) for name, some in sources.items() for fact in some if fact.questions]
         draw.shuffle(old)
         shares = (config.updates, config.contradictions, config.removals) if number > 1 else (0.0, 0.0, 0.0)
-        updated, contested, removed = (_take(old, round(share * config.n_passages)) for share in shares)
-        removed = _spare_last(removed, sources)
-        twins = [_twin(fact, pool, draw) for _, fact in contested]
+        n_updated, n_contested, n_removed = (round(share * config.n_passages) for share in shares)
+        updated, contested = _twins(old, n_updated, pool, draw), _twins(old, n_contested, pool, draw)
+        removed = _spare_last(_take(old, n_removed), sources)
         n_new = config.n_passages - len(updated) - len(contested)
         if len(fresh) < n_new:
             raise ConfigError(
@@ -142,21 +143,31 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
             )
         new, fresh = fresh[:n_new], fresh[n_new:]
         name = f"batch-{number:03}.jsonl"
-        sources[name] = [*new, *twins]
+        sources[name] = [*new, *(twin for _, _, twin in contested)]
         probes = [probe for fact in sources[name] for probe in fact.probes()]
-        for place, fact in updated:
-            twin = _twin(fact, pool, draw)
+        for place, fact, twin in updated:
             sources[place][sources[place].index(fact)] = twin
             probes += twin.probes()
         for place, fact in removed:
             sources[place].remove(fact)
-        touched = {name, *(place for place, _ in (*updated, *removed))}
+        touched = {name, *(place for place, _, _ in updated), *(place for place, _ in removed)}
         yield Step({place: [fact.passage for fact in sources[place]] for place in sorted(touched)}, probes)
 
 
 def _take(old: list[Placed], n: int) -> list[Placed]:
     """The last `n` of a shuffled list, off it."""
     return [old.pop() for _ in range(min(n, len(old)))]
+
+
+def _twins(old: list[Placed], n: int, pool: Sequence[_Asked], draw: random.Random) -> list[tuple[str, Fact, Fact]]:
+    """The last `n` of a shuffled list that have a twin, each with it; they and those without one go off the list."""
+    found: list[tuple[str, Fact, Fact]] = []
+    while old and len(found) < n:
+        place, fact = old.pop()
+        twin = _twin(fact, pool, draw)
+        if twin is not None:
+            found.append((place, fact, twin))
+    return found
 
 
 def _spare_last(removed: list[Placed], sources: Mapping[str, Sequence[Fact]]) -> list[Placed]:
@@ -182,16 +193,21 @@ class _Asked:
         return cls(answer, plain, form, frozenset(normalise(question).split()))
 
 
-def _twin(fact: Fact, pool: Sequence[_Asked], draw: random.Random) -> Fact:
+def _twin(fact: Fact, pool: Sequence[_Asked], draw: random.Random) -> Fact | None:
     """The same passage with another first answer, one of the most alike in form and question among those of a pool;
-    of its other questions those stay whose answer is still there."""
-    (question, (answer, *_)), *others = fact.questions
+    of its other questions those stay whose answer is still there. None where it would still tell the first answer, by
+    its title or by other words for it."""
+    (question, accepted), *others = fact.questions
+    answer = accepted[0]
     own, text = _Asked.read(question, answer), f" {normalise(fact.passage.text)} "
     alike = [one for one in pool if one.form == own.form and f" {one.normalised} " not in text] or list(pool)
     shared = [len(one.words & own.words) / max(1, len(one.words | own.words)) for one in alike]
     least = sorted(shared, reverse=True)[:_MOST_ALIKE][-1]
     other = draw.choice([one.answer for one, share in zip(alike, shared, strict=True) if share >= least])
-    passage = replace(fact.passage, text=fact.passage.text.replace(answer, other))
+    whole = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
+    passage = replace(fact.passage, text=whole.sub(lambda _: other, fact.passage.text))
+    if holds_answer(f"{passage.title} {passage.text}", accepted):
+        return None
     kept = [(asked, answers) for asked, answers in others if answers[0] in passage.text]
     return Fact(passage, ((question, (other,)), *kept))
 

@@ -14,6 +14,7 @@ from knowstore.bench import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.edits import Fact, make_steps, read_facts, with_filling
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
+from knowstore.evaluation import holds_answer
 from knowstore.records import Passage, Probe
 
 CONFIG = EditsConfig(n_batches=4, n_passages=10, updates=0.2, removals=0.1, contradictions=0.1, n_questions=2, seed=5)
@@ -65,6 +66,31 @@ def test_an_answer_is_exchanged_for_one_to_a_like_question() -> None:
     for step in make_steps([*births, *trades], config):
         for probe in step.probes:
             assert probe.answers[0].endswith("ville" if probe.question.startswith("Where") else "smith")
+
+
+def test_what_takes_a_facts_place_tells_nothing_of_it() -> None:
+    def fact(number: int, text: str, *answers: str, title: str = "") -> Fact:
+        return Fact(Passage(text, title or f"Song {number}"), ((f"What is song {number}?", answers),))
+
+    plain = [fact(number, f"It is a tune{number}. Not tune{number}smith.", f"tune{number}") for number in range(20)]
+    told = [
+        fact(number, f"It is a hymn{number}, or psalm{number}.", f"hymn{number}", f"psalm{number}")
+        if number % 2
+        else fact(number, f"It is a hymn{number}.", f"hymn{number}", title=f"The hymn{number}")
+        for number in range(20, 40)
+    ]
+    config = EditsConfig(n_batches=3, n_passages=12, updates=0.3, removals=0.0, contradictions=0.3)
+    answers = {one.questions[0][0]: one.questions[0][1] for one in (*plain, *told)}
+    n_changed = 0
+    for step in make_steps([*plain, *told], config):
+        texts = {one.passage_id: f"{one.title}. {one.text}" for some in step.sources.values() for one in some}
+        for probe in step.probes:
+            old = answers[probe.question]
+            if probe.answers[0] != old[0]:
+                n_changed += 1
+                assert not holds_answer(texts[probe.passage_id or ""], old)
+                assert f"{old[0]}smith" in texts[probe.passage_id or ""]
+    assert n_changed > 8
 
 
 def test_a_corpus_fills_what_questions_lack(tmp_path: Path) -> None:
