@@ -103,6 +103,10 @@ def describe_all(found: dict[str, Any]) -> str:
             f"BWT: {_points(found['bwt'])} EM; of {count(same['n'], 'probe')} asked before, {same['gained']:,} gained "
             f"and {same['lost']:,} lost"
         )
+    if found["uneven"]:
+        lines.append(
+            "Some audits asked other probes of a batch than others: the matrix and BWT compare different ones."
+        )
     if other["n"]:
         lines.append(f"Unrelated questions answered as before: {_percent(other['same'], other['same_ci'])}")
     if contested["n"]:

@@ -19,27 +19,40 @@ Row = dict[str, Any]
 
 @dataclass
 class _Seen:
-    """The first answer of each probe, and all answers of the last two audited batches."""
+    """The first and the latest answer of each probe with the batches after which they were given, and all answers of
+    the last two stretches of audits, each of one batch and one way of answering."""
 
     first: dict[int, tuple[int, ProbeAnswer]] = field(default_factory=dict)
+    latest: dict[int, tuple[int, ProbeAnswer]] = field(default_factory=dict)
     before: dict[int, ProbeAnswer] = field(default_factory=dict)
     now: dict[int, ProbeAnswer] = field(default_factory=dict)
-    now_after: int = 0
+    last: Audit | None = None
 
     def add(self, audit: Audit, answers: Sequence[ProbeAnswer]) -> None:
-        if audit.batch_id != self.now_after:
-            self.before, self.now, self.now_after = self.now, {}, audit.batch_id
+        if self.last is None or audit.batch_id != self.last.batch_id or _answers_otherwise(self.last, audit):
+            self.before, self.now = self.now, {}
+        self.last = audit
         for answer in answers:
             self.first.setdefault(answer.probe_id, (audit.batch_id, answer))
             self.now[answer.probe_id] = answer
+            self.latest[answer.probe_id] = audit.batch_id, answer
+
+
+def _answers_otherwise(old: Audit, new: Audit) -> bool:
+    """Whether models or settings differ, as far as both audits noted them."""
+    return any(
+        old.options[name] != new.options[name]
+        for name in ("models", "settings")
+        if name in old.options and name in new.options
+    )
 
 
 def gather(store: KnowledgeStore) -> Row:
     """What all finished audits found, ready for JSON.
 
     Returns: `store`, `created_at`, `batches`, and for each mode that was audited in `modes` what `summarise` gives
-        with `trend`, `changed`, `questions`, and `new_models`: the batches whose audit had other models than the one
-        before, to which differences there are due.
+        with `trend`, `changed`, `questions`, each with its latest answer, and `answered_otherwise`: the batches whose
+        audit had other models or settings than the one before, to which differences there may be due.
     """
     log = store.catalog.audits
     probes = {probe.id: probe for probe in log.probes()}
@@ -78,12 +91,12 @@ def _mode(
         answers = log.answers(audit.id)
         seen.add(audit, answers)
         trend.append(_point(audit, len(answers), measure(answers, probes)))
-    questions = [_question(probes[probe_id], seen, probes, titles) for probe_id in sorted(seen.now)]
+    questions = [_question(probes[probe_id], seen, probes, titles) for probe_id in sorted(seen.latest)]
     return {
-        **summarise(log, mode),
+        **summarise(store, mode),
         "trend": trend,
         "changed": _changed(seen, probes),
-        "new_models": [now.batch_id for old, now in pairwise(audits) if old.options["models"] != now.options["models"]],
+        "answered_otherwise": [new.batch_id for old, new in pairwise(audits) if _answers_otherwise(old, new)],
         "questions": questions,
     }
 
@@ -136,7 +149,7 @@ def _changed(seen: _Seen, probes: Mapping[int, Probe]) -> Row:
 
 
 def _question(probe: Probe, seen: _Seen, probes: Mapping[int, Probe], titles: Mapping[str, str]) -> Row:
-    now, (first_after, then) = seen.now[probe.id], seen.first[probe.id]
+    (now_after, now), (first_after, then) = seen.latest[probe.id], seen.first[probe.id]
     rival = probes.get(now.contested_by or 0)
     return {
         "batch_id": probe.batch_id,
@@ -150,7 +163,7 @@ def _question(probe: Probe, seen: _Seen, probes: Mapping[int, Probe], titles: Ma
         "then": then.text,
         "then_em": then.em,
         "then_f1": then.f1,
-        "now_after": seen.now_after,
+        "now_after": now_after,
         "now": now.text,
         "now_em": now.em,
         "now_f1": now.f1,

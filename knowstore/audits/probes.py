@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from knowstore.audits.roles import emptied, roles_at
 from knowstore.errors import CatalogError, SourceError
 from knowstore.records import Probe, ProbeKind, SourceFailure
 from knowstore.store import KnowledgeStore
@@ -73,10 +74,11 @@ def probe_row(probe: Probe) -> dict[str, Any]:
 
 
 def live_probes(store: KnowledgeStore) -> list[Probe]:
-    """The probes that can be asked wherever the live passages are: of these, and of no passage."""
+    """The probes that can be asked wherever the live passages are: those of removed facts are left out, and those that
+    a newer one contests, which in one batch with it would look as true."""
     probes = store.catalog.audits.probes()
-    live = store.catalog.live_ids({probe.passage_id for probe in probes if probe.passage_id is not None})
-    return [probe for probe in probes if probe.passage_id is None or probe.passage_id in live]
+    found = roles_at(store, probes, store.catalog.head())
+    return [probe for probe in probes if found[probe.id].state == "current" or probe.kind == "removed"]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -131,7 +133,8 @@ def add_probes(
     """Keep probes for the audits to come.
 
     A probe belongs to the batch since which its passage is live; without a live passage to `batch_id`, or to the
-    latest batch if None.
+    latest batch if None. One that names no passage and is there already is kept again when nothing is left of what
+    its batch brought, as when a source that changed is ingested again with the same probes.
 
     Args:
         rows: probes with the places they stand at, as `read_probes` gives them.
@@ -157,5 +160,6 @@ def add_probes(
             continue
         first, last = stretches.get(probe.passage_id or "", (latest, latest))
         kept.append(replace(probe, batch_id=first if last is None else latest))
-    n_added = catalog.audits.add_probes(kept)
+    known = [probe for probe in catalog.audits.probes() if probe.passage_id is None]
+    n_added = catalog.audits.add_probes(kept, renewed=emptied(store, known, catalog.head()))
     return ProbesReport(n_added, len(kept) - n_added, tuple(failures))

@@ -14,6 +14,7 @@ from knowstore._drawing import can_plot
 from knowstore.audits.figures import curves, heatmap
 from knowstore.audits.history import Row, gather
 from knowstore.errors import ConfigError
+from knowstore.evaluation import holds_answer
 from knowstore.store import KnowledgeStore
 
 _COLUMNS = (
@@ -25,8 +26,8 @@ _CURVES = {
     "leaked": "removed, still told",
 }  # fmt: skip
 _UNEVEN = (
-    "Some audits asked more probes of a batch than others: the matrix, the curves and BWT compare different questions, "
-    "the change of the same probes does not."
+    "Some audits asked other probes of a batch than others did: the matrix, the curves and BWT compare different "
+    "questions, the change of the same probes does not."
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
 
@@ -84,7 +85,7 @@ def render_html(found: Row, *, n_questions: int) -> str:
             **mode,
             "figures": [Markup(figure) for figure in _figures(mode)],
             "by_batch": _by_batch(mode, n_questions),
-            "uneven": _UNEVEN if _is_uneven(mode) else "",
+            "uneven": _UNEVEN if mode["uneven"] else "",
         }
         for mode in found["modes"]
     ]
@@ -108,14 +109,9 @@ def _last_of_each_batch(trend: Sequence[Row]) -> list[Row]:
     return list({point["batch_id"]: point for point in trend}.values())
 
 
-def _is_uneven(mode: Row) -> bool:
-    """Whether some batch was asked with other numbers of probes at other times."""
-    return any(len({n for n in column if n}) > 1 for column in zip(*mode["matrix_n"], strict=True))
-
-
 def _by_batch(mode: Row, n_questions: int) -> list[Row]:
-    """For each batch its figures and the questions to show: lost ones first, then those answered wrong; those that no
-    passage is to answer come last."""
+    """For each batch its figures and the questions to show: lost ones and removed ones that are told first, then those
+    answered wrong; those that no passage is to answer come last."""
     out = []
     for batch_id in sorted({question["batch_id"] for question in mode["questions"]}):
         questions = [question for question in mode["questions"] if question["batch_id"] == batch_id]
@@ -137,6 +133,9 @@ def _by_batch(mode: Row, n_questions: int) -> list[Row]:
 
 
 def _urgency(question: Row) -> tuple[bool, float, float]:
+    if question["state"] == "gone":
+        is_told = question["now_em"] == 1.0 or holds_answer(question["now"] or "", question["answers"])
+        return False, -1.0 if is_told else 1.0, question["now_em"]
     return question["kind"] == "locality", question["now_em"] - question["then_em"], question["now_em"]
 
 
@@ -173,14 +172,12 @@ def render_markdown(found: Row) -> str:
             *_markdown_table(("figure", "value", "95 %", "n"), headlines(mode)),
             "",
         ]
-        if _is_uneven(mode):
+        if mode["uneven"]:
             lines += [_UNEVEN, ""]
-        if mode["new_models"]:
-            batches = " and ".join(str(batch) for batch in mode["new_models"])
-            lines += [
-                f"The models were others from the audit after batch {batches} on: what differs there is also theirs.",
-                "",
-            ]
+        if mode["answered_otherwise"]:
+            batches = " and ".join(str(batch) for batch in mode["answered_otherwise"])
+            lines += [f"Models or settings were others from the audit after batch {batches} on: "
+                      "what differs there may be due to them.", ""]  # fmt: skip
         for name, label in (("matrix", "exact answers"), ("matrix_f1", "F1")):
             rows = [
                 (str(after), *(percent(value) for value in row))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from knowstore.audits.roles import FACTS
+from knowstore.audits.roles import FACTS, roles_at
 from knowstore.catalog import AuditLog, Score
 from knowstore.evaluation import (
     ForgettingMatrix,
@@ -18,12 +18,14 @@ from knowstore.evaluation import (
     forgetting_matrix,
     forward_effect,
     grouped_interval,
+    holds_answer,
     normalise,
     paired_p_value,
     proportion_interval,
     token_f1,
 )
-from knowstore.records import Mode, Probe, ProbeAnswer
+from knowstore.records import Audit, Mode, Probe, ProbeAnswer
+from knowstore.store import KnowledgeStore
 
 Figures = dict[str, object]
 
@@ -32,25 +34,40 @@ Figures = dict[str, object]
 class History:
     """Scores of all audits of a mode, by audited batch and probe, of the facts that still hold.
 
-    A probe whose passage was removed since, or that a newer one contests, is left out of every row: what is not to be
-    known any more is not forgotten.
+    A probe whose passage was removed since, or that a newer one contests, is left out of every row, asked since or not:
+    what is not to be known any more is not forgotten.
     """
 
     rows: dict[int, dict[int, Score]]
 
     @classmethod
-    def of(cls, scores: Iterable[Score]) -> History:
-        """From scores, oldest audit first; of several after one batch the latest counts."""
+    def of(cls, scores: Iterable[Score], current: Collection[int]) -> History:
+        """From scores, oldest audit first, and the probes of facts that still hold; of several audits after one batch
+        the latest counts."""
         rows: dict[int, dict[int, Score]] = defaultdict(dict)
-        latest: dict[int, Score] = {}
         for score in scores:
-            rows[score.after][score.probe_id] = latest[score.probe_id] = score
-        holds = {probe_id for probe_id, score in latest.items() if score.kind in FACTS and score.state == "current"}
+            rows[score.after][score.probe_id] = score
         facts = {
-            after: {probe_id: one for probe_id, one in row.items() if probe_id in holds and one.state == "current"}
+            after: {
+                probe_id: one
+                for probe_id, one in row.items()
+                if probe_id in current and one.kind in FACTS and one.state == "current"
+            }
             for after, row in sorted(rows.items())
         }
         return cls({after: row for after, row in facts.items() if row})
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a batch was asked other questions at one time than at another."""
+        asked: dict[int, set[frozenset[int]]] = defaultdict(set)
+        for row in self.rows.values():
+            groups: dict[int, set[int]] = defaultdict(set)
+            for probe_id, one in row.items():
+                groups[one.batch_id].add(probe_id)
+            for batch_id, group in groups.items():
+                asked[batch_id].add(frozenset(group))
+        return any(len(sets) > 1 for sets in asked.values())
 
     def matrix(self, score: Callable[[Score], float]) -> ForgettingMatrix:
         """`R[t, i]` of one score."""
@@ -76,17 +93,23 @@ class History:
         return list(groups.values())
 
 
-def summarise(log: AuditLog, mode: Mode) -> Figures:
+def summarise(store: KnowledgeStore, mode: Mode) -> Figures:
     """All finished audits of a mode as one record of fractions with 95 % intervals, of scores by bootstrap and of
     shares by Wilson.
 
     Rows of `matrix` and `matrix_f1` are the audited batches `audited`, columns `batches`; null where nothing was
-    asked. Both hold the facts that still hold, see `History`. `same_probes` compares each probe's last score with its
-    first, where an audit asked only a part.
+    asked. Both hold the facts that still hold, see `History`; `uneven` says that a batch was asked other questions at
+    one time than at another, so that rows compare different ones. `same_probes` compares each probe's last score with
+    its first all the same. The averages are those of the last audit, None when it asked for no fact.
     """
-    history = History.of(log.scores(mode))
+    log = store.catalog.audits
+    probes = log.probes()
+    audits = [audit for audit in log.audits() if audit.mode == mode]
+    at = audits[-1].batch_id if audits else store.catalog.head()
+    current = {one.probe_id for one in roles_at(store, probes, at).values() if one.state == "current"}
+    history = History.of(log.scores(mode), current)
     em, f1 = history.matrix(_em), history.matrix(_f1)
-    answers, probes = _latest_answers(log, mode), {probe.id: probe for probe in log.probes()}
+    is_asked = bool(history.rows) and max(history.rows) == at  # else the last audit asked for no fact
     return {
         "mode": mode,
         "matrix": em.rows(),
@@ -94,22 +117,22 @@ def summarise(log: AuditLog, mode: Mode) -> Figures:
         "matrix_n": em.counts.tolist(),
         "audited": list(em.after),
         "batches": list(em.batches),
-        "average": _known(average_score(em)),
-        "average_ci": _interval(history.last_groups(_em)) if history.rows else None,
-        "average_f1": _known(average_score(f1)),
-        "average_f1_ci": _interval(history.last_groups(_f1)) if history.rows else None,
+        "uneven": history.is_uneven,
+        "average": _known(average_score(em)) if is_asked else None,
+        "average_ci": _interval(history.last_groups(_em)) if is_asked else None,
+        "average_f1": _known(average_score(f1)) if is_asked else None,
+        "average_f1_ci": _interval(history.last_groups(_f1)) if is_asked else None,
         "bwt": _known(backward_transfer(em)),
         "bwt_f1": _known(backward_transfer(f1)),
         "same_probes": {"em": _change(history, _em), "f1": _change(history, _f1)} if history.rows else None,
         "forward": _known(forward_effect(em)),
         "forward_f1": _known(forward_effect(f1)),
-        **measure(answers, probes),
+        **measure(_latest_answers(log, audits), {probe.id: probe for probe in probes}),
     }
 
 
-def _latest_answers(log: AuditLog, mode: Mode) -> list[ProbeAnswer]:
+def _latest_answers(log: AuditLog, audits: Sequence[Audit]) -> list[ProbeAnswer]:
     """The latest answer of each probe that was asked after the batch that was audited last."""
-    audits = [audit for audit in log.audits() if audit.mode == mode]
     found: dict[int, ProbeAnswer] = {}
     for audit in audits:
         if audit.batch_id == audits[-1].batch_id:
@@ -185,21 +208,28 @@ def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe])
 
 
 def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
-    """How many removed facts are still told: `answered` in all, `known` to the untouched model, `told` by a live
-    passage that was mounted, and `leaked`, which nothing explains."""
-    answered = [one for one in answers if one.em == 1.0]
-    known = {one.probe_id for one in answered if exact_match(one.untouched or "", probes[one.probe_id].answers)}
+    """How many removed facts are still told, by answers that hold an accepted one: `answered` in all, `exactly` by
+    nothing else, `known` to the untouched model, `told` by a live passage that was mounted, and `leaked`, which nothing
+    explains."""
+    answered = [one for one in answers if one.em == 1.0 or holds_answer(one.text or "", probes[one.probe_id].answers)]
+    known = {one.probe_id for one in answered if _is_known(one, probes[one.probe_id])}
     told = {one.probe_id for one in answered if one.is_told} - known
     leaked = {one.probe_id for one in answered} - known - told
     return {
         "n": len(answers),
         "answered": len(answered),
+        "exactly": sum(one.em == 1.0 for one in answered),
         "known": len(known),
         "told": len(told),
         "leaked": len(leaked),
         "retrieved": sum(one.rank is not None for one in answers),
         **_share("rate", [one.probe_id in leaked for one in answers]),
     }
+
+
+def _is_known(answer: ProbeAnswer, probe: Probe) -> bool:
+    text = answer.untouched or ""
+    return holds_answer(text, probe.answers) or exact_match(text, probe.answers) == 1.0
 
 
 def _change(history: History, score: Callable[[Score], float]) -> Figures:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from knowstore.errors import ConfigError
 from knowstore.evaluation import normalise
 from knowstore.records import Asked, Probe, ProbeState
+from knowstore.store import KnowledgeStore
 
 FACTS = ("reliability", "paraphrase", "portability")
 
@@ -45,6 +46,31 @@ class Selection:
         return [probe for probe in chosen if probe.id in kept]
 
 
+def roles_at(store: KnowledgeStore, probes: Sequence[Probe], at: int) -> Mapping[int, Asked]:
+    """What each probe is to an audit of the store as it is after edit batch `at`, by id."""
+    return roles(probes, _live(store, probes, at), emptied(store, probes, at))
+
+
+def _live(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[str]:
+    wanted = {probe.passage_id for probe in probes if probe.passage_id is not None}
+    return {
+        passage_id
+        for passage_id, first, last in store.catalog.intervals(wanted)
+        if first <= at and (last is None or last > at)
+    }
+
+
+def emptied(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[int]:
+    """Batches that have probes without a passage and, after batch `at`, nothing live of what they added."""
+    found = set()
+    live = {passage_id for passage_id, _ in store.catalog.placements_at(at)}
+    for batch_id in {probe.batch_id for probe in probes if probe.passage_id is None}:
+        added = {passage_id for passage_id, _ in store.catalog.batch_items(batch_id)["added"]}
+        if added and not added & live:
+            found.add(batch_id)
+    return found
+
+
 def roles(probes: Sequence[Probe], live: Collection[str], emptied: Collection[int]) -> dict[int, Asked]:
     """What each probe is, by id.
 
@@ -77,7 +103,7 @@ def _contested(facts: Sequence[Probe]) -> dict[int, int]:
     for the same answer in the same passage are contested with it."""
     by_question: dict[str, list[Probe]] = defaultdict(list)
     for probe in facts:
-        by_question[normalise(probe.question)].append(probe)
+        by_question[_asked(probe)].append(probe)
     found: dict[int, int] = {}
     for group in by_question.values():
         newest = max(group, key=lambda probe: (probe.batch_id, probe.id))
@@ -99,8 +125,14 @@ def _contested(facts: Sequence[Probe]) -> dict[int, int]:
 
 def _told(probe: Probe) -> set[tuple[str, str]]:
     """What a probe takes for true: pairs (question, accepted answer)."""
-    return {(normalise(probe.question), answer) for answer in _answers(probe)}
+    return {(_asked(probe), answer) for answer in _answers(probe)}
+
+
+def _asked(probe: Probe) -> str:
+    """The question without what makes no other one of it: capitals, blanks and its end. Signs within do: C and C++."""
+    return " ".join(probe.question.casefold().split()).rstrip("?!. ")
 
 
 def _answers(probe: Probe) -> set[str]:
-    return {normalise(answer) for answer in probe.answers}
+    """The accepted answers, normalised where something is left of them; of `A` nothing is."""
+    return {normalise(answer) or answer.casefold().strip() for answer in probe.answers}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import cast
 
 from knowstore._loaded import OnProgress
 from knowstore.audits.results import summarise
-from knowstore.audits.roles import Selection, roles
+from knowstore.audits.roles import Selection, roles_at
 from knowstore.errors import CatalogError, ConfigError
 from knowstore.evaluation import exact_match, holds_answer, token_f1
 from knowstore.prompts import question_prompt
@@ -44,7 +46,7 @@ def run_audit(
 
     Raises:
         ConfigError: no probes to ask, or no audit to resume.
-        CatalogError: the store or its models were changed since the audit to resume began.
+        CatalogError: the store, its models or how it retrieves and answers changed since the audit to resume began.
     """
     log = store.catalog.audits
     probes = {probe.id: probe for probe in log.probes()}
@@ -65,7 +67,7 @@ def run_audit(
     audit = log.finish(audit.id)
     n = len(log.answers(audit.id))
     own = {"audit_id": audit.id, "batch_id": audit.batch_id, "n": n, "seconds": audit.seconds}
-    return own | summarise(log, audit.mode)
+    return own | summarise(store, audit.mode)
 
 
 def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection: Selection) -> Audit:
@@ -79,8 +81,8 @@ def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection
             fix="give probes with `knowstore ingest PATH --probes FILE`, or let `knowstore probes make` make some",
         )
     at = store.catalog.head()
-    states = roles(probes, _live(store, probes, at), _emptied(store, probes, at))
-    options = asdict(selection) | {"models": _models(store, mode)}
+    states = roles_at(store, probes, at)
+    options = asdict(selection) | {"models": _models(store, mode), "settings": _settings(store)}
     return store.catalog.audits.begin(at, mode, options, [states[probe.id] for probe in chosen])
 
 
@@ -90,6 +92,12 @@ def _models(store: KnowledgeStore, mode: Mode) -> dict[str, str]:
     reader = None if mode == "experts" else models.reader
     of_reader = "" if reader is None else reader.fingerprint()
     return models.fingerprints | {"reranker": models.reranker.fingerprint, "reader": of_reader}
+
+
+def _settings(store: KnowledgeStore) -> dict[str, object]:
+    """How the store retrieves and answers, as JSON gives it back."""
+    found = json.loads(json.dumps({"retrieval": asdict(store.retrieval), "generation": asdict(store.generation)}))
+    return cast(dict[str, object], found)
 
 
 def _interrupted(store: KnowledgeStore) -> Audit:
@@ -102,6 +110,8 @@ def _interrupted(store: KnowledgeStore) -> Audit:
     changed = "the store was" if audit.batch_id != store.catalog.head() else ""
     if not changed and audit.options["models"] != _models(store, audit.mode):
         changed = "its models were"
+    if not changed and audit.options.get("settings") not in (None, _settings(store)):
+        changed = "how it retrieves and answers was"
     if changed:
         raise CatalogError(
             f"audit {audit.id} began after edit batch {audit.batch_id}, and {changed} changed since",
@@ -109,26 +119,6 @@ def _interrupted(store: KnowledgeStore) -> Audit:
             fix="run `knowstore audit` without --resume",
         )
     return audit
-
-
-def _live(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[str]:
-    wanted = {probe.passage_id for probe in probes if probe.passage_id is not None}
-    return {
-        passage_id
-        for passage_id, first, last in store.catalog.intervals(wanted)
-        if first <= at and (last is None or last > at)
-    }
-
-
-def _emptied(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[int]:
-    """Batches that have probes without a passage and nothing live of what they added."""
-    emptied = set()
-    live = {passage_id for passage_id, _ in store.catalog.placements_at(at)}
-    for batch_id in {probe.batch_id for probe in probes if probe.passage_id is None}:
-        added = {passage_id for passage_id, _ in store.catalog.batch_items(batch_id)["added"]}
-        if added and not added & live:
-            emptied.add(batch_id)
-    return emptied
 
 
 def _scored(answer: Answer, asked: Asked, probes: Mapping[int, Probe], bare: Mapping[int, str]) -> ProbeAnswer:

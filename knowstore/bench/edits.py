@@ -313,4 +313,4 @@ def _measured(store: KnowledgeStore, mode: Mode) -> dict[str, object]:
         {"audit_id": one.id, "batch_id": one.batch_id, "n": len(log.answers(one.id)), "seconds": one.seconds}
         for one in log.audits()
     ]
-    return {"passages": store.catalog.count_live(), "audits": audits, **summarise(log, mode)}
+    return {"passages": store.catalog.count_live(), "audits": audits, **summarise(store, mode)}

@@ -68,10 +68,15 @@ class AuditLog:
 
     # Probes
 
-    def add_probes(self, probes: Sequence[Probe]) -> int:
-        """Keep probes with their batches; those that are kept already are left out. Returns how many were new."""
+    def add_probes(self, probes: Sequence[Probe], *, renewed: Collection[int] = ()) -> int:
+        """Keep probes with their batches; those that are kept already are left out, but for those without a passage
+        that came with one of the batches `renewed`. Returns how many were new."""
         with self._database.write() as connection:
-            known = {_content(probe) for probe in _probes(connection)}
+            known = {
+                _content(probe)
+                for probe in _probes(connection)
+                if probe.passage_id is not None or probe.batch_id not in renewed
+            }
             new = {_content(probe): probe for probe in probes if _content(probe) not in known}
             rows = [
                 {
@@ -119,14 +124,14 @@ class AuditLog:
             {
                 "in_audit": audit_id,
                 "of_probe": one.probe_id,
-                "text": one.text,
+                "text": _storable(one.text),
                 "em": one.em,
                 "f1": one.f1,
                 "rank": one.rank,
                 "contested_rank": one.contested_rank,
                 "is_told": one.is_told,
                 "experts": [list(expert) for expert in one.experts],
-                "untouched": one.untouched,
+                "untouched": _storable(one.untouched),
             }
             for one in answers
         ]
@@ -166,11 +171,13 @@ class AuditLog:
         return found[0]
 
     def audits(self, *, finished: bool | None = True) -> list[Audit]:
-        """Audits, oldest first: finished ones, those cut short, or (None) both."""
-        statement = select(*_AUDIT).order_by(AuditRow.id)
-        if finished is not None:
-            ended = AuditRow.finished_at.is_not(None)
-            statement = statement.where(ended if finished else ~ended)
+        """Audits, by when they ended: finished ones, those cut short, or (None) both, by when they began."""
+        statement = select(*_AUDIT)
+        if finished:
+            statement = statement.where(AuditRow.finished_at.is_not(None)).order_by(AuditRow.finished_at)
+        elif finished is not None:
+            statement = statement.where(AuditRow.finished_at.is_(None))
+        statement = statement.order_by(AuditRow.id)
         with self._database.read() as connection:
             return [Audit(**row._asdict()) for row in connection.execute(statement)]
 
@@ -195,7 +202,7 @@ class AuditLog:
             ]
 
     def scores(self, mode: Mode) -> list[Score]:
-        """Scores of every finished audit of a mode, oldest audit first."""
+        """Scores of every finished audit of a mode, by when they ended."""
         statement = (
             select(
                 AuditRow.id, AuditRow.batch_id, ProbeRow.id, ProbeRow.batch_id, ProbeRow.kind,
@@ -204,7 +211,7 @@ class AuditLog:
             .join(AuditAnswerRow, AuditAnswerRow.audit_id == AuditRow.id)
             .join(ProbeRow, ProbeRow.id == AuditAnswerRow.probe_id)
             .where(AuditRow.mode == mode, AuditRow.finished_at.is_not(None), _ANSWERED)
-            .order_by(AuditRow.id, ProbeRow.id)
+            .order_by(AuditRow.finished_at, AuditRow.id, ProbeRow.id)
         )  # fmt: skip
         with self._database.read() as connection:
             return [Score._make(row) for row in connection.execute(statement)]
@@ -219,10 +226,17 @@ class AuditLog:
             return {row.key: row.text for row in rows}
 
     def add_untouched(self, answers: Sequence[tuple[str, str, str]]) -> None:
-        """Keep answers of the untouched model: (key, question, text) each."""
-        rows = [{"key": key, "question": question, "text": text} for key, question, text in answers]
-        if rows:
-            with self._database.write() as connection:
+        """Keep answers of the untouched model, (key, question, text) each, to questions that a probe still asks: one
+        may have been purged meanwhile."""
+        with self._database.write() as connection:
+            among = self._database.among(ProbeRow.question, [question for _, question, _ in answers])
+            asked = set(connection.scalars(select(ProbeRow.question).where(among)))
+            rows = [
+                {"key": key, "question": question, "text": _storable(text)}
+                for key, question, text in answers
+                if question in asked
+            ]
+            if rows:
                 connection.execute(self._database.insert(UntouchedAnswerRow).on_conflict_do_nothing(), rows)
 
     # Purging
@@ -237,21 +251,25 @@ class AuditLog:
                 mounted = sql_cast(AuditAnswerRow.experts, Text).contains(passage_id)
                 connection.execute(update(AuditAnswerRow).where(mounted).values(text=None))
             among = self._database.among
-            found = connection.execute(
-                select(ProbeRow.id, ProbeRow.question).where(among(ProbeRow.passage_id, passage_ids))
-            ).all()
-            ids, questions = [row.id for row in found], [row.question for row in found]
+            found = connection.execute(select(ProbeRow.id).where(among(ProbeRow.passage_id, passage_ids))).all()
+            ids = [row.id for row in found]
             contested = update(AuditAnswerRow).where(among(AuditAnswerRow.contested_by, ids))
             connection.execute(contested.values(contested_by=None))
             connection.execute(delete(AuditAnswerRow).where(among(AuditAnswerRow.probe_id, ids)))
-            connection.execute(delete(UntouchedAnswerRow).where(among(UntouchedAnswerRow.question, questions)))
             connection.execute(delete(ProbeRow).where(among(ProbeRow.id, ids)))
+            asked = select(ProbeRow.question)
+            connection.execute(delete(UntouchedAnswerRow).where(UntouchedAnswerRow.question.not_in(asked)))
         self._database.wipe()
 
 
 def _probes(connection: Connection) -> Iterator[Probe]:
     for row in connection.execute(select(*_PROBE).order_by(ProbeRow.id)):
         yield Probe(**{**row._asdict(), "answers": tuple(row.answers)})
+
+
+def _storable(text: str | None) -> str | None:
+    """What every database takes: PostgreSQL has no NUL in a text."""
+    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _content(probe: Probe) -> tuple[object, ...]:

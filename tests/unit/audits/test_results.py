@@ -101,10 +101,10 @@ def test_what_is_not_to_be_known_any_more_is_not_forgotten() -> None:
         Score(2, 5, 5, 5, "portability", "current", 0.0, 0.0),
         Score(3, 5, 5, 5, "portability", "current", 1.0, 1.0),
     ]
-    history = History.of(scores)
+    history = History.of(scores, {1, 5})
     matrix = history.matrix(lambda one: one.em)
     assert (matrix.after, matrix.batches, matrix.rows()) == ((4, 5), (4, 5), [[1.0, None], [1.0, 1.0]])
     assert history.changes(lambda one: one.em) == [[0.0]]
     assert history.last_groups(lambda one: one.em) == [[1.0], [1.0]]
-    only_then = History.of(scores[:4])
+    only_then = History.of(scores[:4], {1, 2, 3, 4})
     assert only_then.matrix(lambda one: one.f1).rows() == [[pytest.approx(2.5 / 3)]]
