@@ -1,11 +1,13 @@
 """A trained network that turns the gradient of a fact into an edit: what MEND and MALMEN share.
 
 Of each token t the factors z_t = [u_t; delta_t] of `gradients` go, standardised, through two residual blocks of low
-rank whose scales s and offsets o are each layer's own (Mitchell et al., 2022):
+rank whose scales s and offsets o are each layer's own (Mitchell et al., 2022, section 3.1):
 
-    h_t = z_t + s_1 * ReLU(U_1 V_1 z_t) + o_1          [u~_t; delta~_t] = h_t + s_2 * ReLU(U_2 V_2 h_t) + o_2
+    h_t = z_t + ReLU(s_1 * (U_1 V_1 z_t + b_1) + o_1)
+    [u~_t; delta~_t] = h_t + ReLU(s_2 * (U_2 V_2 h_t + b_2) + o_2)
 
-U is zero at first, so that the untrained network hands on the gradient. How the tokens' edits become one change of a
+U, b and o are zero at first, so that the untrained network hands on the gradient; the ReLU has a gradient at zero, or
+they would stay so. How the tokens' edits become one change of a
 weight matrix is the method's rule: MEND sums them, MALMEN solves for them.
 """
 
@@ -17,7 +19,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from knowstore.baselines.gradients import GradientFactors
 
@@ -55,6 +56,7 @@ class GradientEditor(nn.Module):
         self.register_buffer("scale", torch.ones(shape.n_maps, width))
         self.down = nn.Parameter(torch.randn(2, width, shape.rank) / width**0.5)  # V
         self.up = nn.Parameter(torch.zeros(2, shape.rank, width))  # U
+        self.bias = nn.Parameter(torch.zeros(2, width))  # b
         self.scales = nn.Parameter(torch.ones(shape.n_maps, 2, width))  # s
         self.offsets = nn.Parameter(torch.zeros(shape.n_maps, 2, width))  # o
         self.log_rate = nn.Parameter(torch.full((shape.n_maps,), rate).log())
@@ -71,8 +73,8 @@ class GradientEditor(nn.Module):
         """The edit of each token for the `place`-th matrix."""
         h = (torch.cat([found.u, found.delta], -1) - self.mean[place]) / self.scale[place]
         for block in range(2):
-            inner = relu(h @ self.down[block]) @ self.up[block]
-            h = h + self.scales[place, block] * inner + self.offsets[place, block]
+            low = h @ self.down[block] @ self.up[block] + self.bias[block]
+            h = h + (self.scales[place, block] * low + self.offsets[place, block]).clamp(min=0)
         return GradientFactors(h[:, : self.shape.d], h[:, self.shape.d :])
 
     def changes(self, found: Sequence[GradientFactors], rule: Rule) -> list[Tensor]:

@@ -54,11 +54,15 @@ class EditProbe:
 
 @dataclass(frozen=True)
 class EditRow:
-    """Edits in the order in which they are taught, the newer superseding the older, and what is asked afterwards."""
+    """Edits in the order in which they are taught, the newer superseding the older, and what is asked afterwards.
+
+    `untaught_answers` are right to the first probe where nothing was taught; none where they are not known.
+    """
 
     row_id: str
     edits: tuple[Edit, ...]
     probes: tuple[EditProbe, ...]
+    untaught_answers: tuple[str, ...] = ()
 
     @property
     def questions(self) -> frozenset[str]:

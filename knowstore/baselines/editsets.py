@@ -36,7 +36,7 @@ def load_edits(path: Path, *, n_facts: int = 2) -> list[EditRow]:
         TrainingError: a file that cannot be read.
         ConfigError: rows of no known form.
     """
-    rows = list(read_rows(path))
+    rows = [row for row in read_rows(path) if row.get("target_new") != ""]  # some rows of zsRE teach nothing
     try:
         if rows and "passage" in rows[0] and "counterfactual_text" not in rows[0]:
             return _passage_rows(rows, n_facts)
@@ -50,19 +50,27 @@ def load_edits(path: Path, *, n_facts: int = 2) -> list[EditRow]:
 
 
 def draw_edits(rows: Sequence[EditRow], limit: int, seed: int) -> list[EditRow]:
-    """`limit` rows drawn with `seed`; one without a neighbourhood gets the question of a row that was not drawn."""
+    """`limit` rows drawn with `seed`; one without a neighbourhood gets the question of a row that was not drawn, with
+    what is right there while it is not taught, as far as there are questions that no drawn row teaches or asks."""
     order = list(rows)
     random.Random(seed).shuffle(order)
-    others = [row for row in order[limit:] if row.probes]
+    drawn = {_folded(question) for row in order[:limit] for question in row.questions}
+    others = [
+        row
+        for row in order[limit:]
+        if row.probes and row.untaught_answers and _folded(row.probes[0].question) not in drawn
+    ]
     return [
-        replace(
-            row, probes=(*row.probes, EditProbe("neighbourhood", other.probes[0].question, other.probes[0].answers))
-        )
+        replace(row, probes=(*row.probes, EditProbe("neighbourhood", other.probes[0].question, other.untaught_answers)))
         if other is not None and all(probe.kind != "neighbourhood" for probe in row.probes)
         else row
         for place, row in enumerate(order[:limit])
         for other in [others[place % len(others)] if others else None]
     ]
+
+
+def _folded(question: str) -> str:
+    return " ".join(question.casefold().split())
 
 
 def as_question(prompt: str) -> str:
@@ -117,7 +125,7 @@ def _reader(row: Row) -> Callable[[Row], EditRow]:
 def _prompt_edit(row: Row) -> EditRow:
     """CounterFact and zsRE."""
     edit = _edit(row["subject"], row["prompt"], row["target_new"], row.get("evidence"))
-    return EditRow(row["id"], (edit,), (*_own_probes(row), *_neighbours(row)))
+    return EditRow(row["id"], (edit,), (*_own_probes(row), *_neighbours(row)), _untaught(row))
 
 
 def _edit(subject: str, prompt: str, target: str, evidence: str | None = None) -> Edit:
@@ -131,6 +139,10 @@ def _own_probes(row: Row, edits: tuple[int, ...] = (0,)) -> list[EditProbe]:
         EditProbe("efficacy", as_question(row["prompt"]), answers, edits),
         *_probes("paraphrase", ((as_question(prompt), answers) for prompt in row["paraphrases"]), edits),
     ]
+
+
+def _untaught(row: Row) -> tuple[str, ...]:
+    return tuple(answer for answer in row.get("answers_old") or [row.get("target_old")] if answer)
 
 
 def _neighbours(row: Row) -> list[EditProbe]:
@@ -149,7 +161,7 @@ def _mquake(row: Row) -> EditRow:
     everything = tuple(range(len(edits)))
     answers = tuple(row["multihop_answer_new"])
     hops = _probes("portability", ((question, answers) for question in row["multihop_questions"]), everything)
-    return EditRow(row["id"], edits, (*_own_probes(row), *hops))
+    return EditRow(row["id"], edits, (*_own_probes(row), *hops), _untaught(row))
 
 
 def _temporal(row: Row) -> EditRow:
@@ -160,7 +172,7 @@ def _temporal(row: Row) -> EditRow:
         edit = _edit(row["subject"], row["prompt"], target)
         text = f"In {date}, {statement(row['prompt'], target)}"
         edits.append(replace(edit, passage=Passage(text, row["subject"], date=date)))
-    return EditRow(row["id"], tuple(edits), tuple(_own_probes(row, (1,))))
+    return EditRow(row["id"], tuple(edits), tuple(_own_probes(row, (1,))), _untaught(row))
 
 
 def _long_form(row: Row) -> EditRow:
@@ -170,7 +182,7 @@ def _long_form(row: Row) -> EditRow:
         Passage(row["target_new"], subject), (TaughtFact(as_question(row["prompt"]), subject, row["target_new"]),)
     )
     parts = _probes("unseen", ((one["question"], (one["answer"],)) for one in row["sub_questions"]), (0,))
-    return EditRow(row["id"], (edit,), (*_own_probes(row), *parts))
+    return EditRow(row["id"], (edit,), (*_own_probes(row), *parts), _untaught(row))
 
 
 def _counterfactual_twin(row: Row) -> EditRow:
@@ -178,7 +190,8 @@ def _counterfactual_twin(row: Row) -> EditRow:
     title, target = row["passage"]["title"], row["counterfactual_answer"]
     fact = TaughtFact(row["question"], subject_of(row["question"], title), target)
     edit = Edit(Passage(row["counterfactual_text"], title), (fact,))
-    return EditRow(row["id"], (edit,), (EditProbe("efficacy", fact.question, (target,)),))
+    probes = (EditProbe("efficacy", fact.question, (target,)),)
+    return EditRow(row["id"], (edit,), probes, tuple(row["answers"]))
 
 
 def _passage_rows(rows: Sequence[Row], n_facts: int) -> list[EditRow]:
@@ -196,4 +209,6 @@ def _passage_row(title: str, text: str, rows: Sequence[Row], n_facts: int) -> Ed
     ]
     probes = [EditProbe("efficacy", facts[0].question, tuple(rows[0]["answers"]))]
     probes += [EditProbe("unseen", row["question"], tuple(row["answers"])) for row in rows[n_taught : n_taught + 1]]
-    return EditRow(str(rows[0].get("id", "")), (Edit(Passage(text, title), tuple(facts)),), tuple(probes))
+    edit = Edit(Passage(text, title), tuple(facts))
+    untaught = tuple(rows[0].get("original_answers") or rows[0]["answers"])
+    return EditRow(str(rows[0].get("id", "")), (edit,), tuple(probes), untaught)

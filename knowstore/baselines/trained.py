@@ -161,7 +161,7 @@ class TrainedEditor:
         return loss
 
     def _cache(self) -> TensorCache:
-        described = [self.name, self.data.fingerprint, self.settings, *(row.row_id for row in self.data.rows)]
+        described = [self.name, self.data.fingerprint, self.settings, *self.data.rows]
         return TensorCache.of(self.data.cache_dir, "editors", described)
 
 

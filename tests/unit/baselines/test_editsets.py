@@ -131,6 +131,30 @@ def test_a_row_without_a_neighbourhood_borrows_a_question_that_is_not_taught(tmp
     assert [len(row.probes) for row in draw_edits(rows, 9, seed=1)] == [1] * 5
 
 
+def test_a_borrowed_question_is_not_taught_elsewhere_and_its_answer_is_the_one_before_the_edit(tmp_path: Path) -> None:
+    chain = [
+        TEMPORAL | {"id": f"t{number}", "prompt": f"{name} plays for _X_."}
+        for number, name in enumerate(["Nero", "nero", "Otho"])
+    ]
+    rows = load_edits(write(tmp_path, chain))
+    for seed in range(12):
+        drawn = draw_edits(rows, 1, seed)
+        asked = {question.casefold() for row in drawn for question in row.questions}
+        borrowed = [probe for row in drawn for probe in row.probes if probe.kind == "neighbourhood"]
+        assert [probe.answers for probe in borrowed] == [("Italy",)]
+        assert len(asked) == 2  # a question of Nero never comes with one of nero
+    twins = load_edits(write(tmp_path, [TWIN, TWIN | {"question": "What was Otho?"}]))
+    assert draw_edits(twins, 1, seed=0)[0].probes[-1].answers == ("emperor",)
+    swapped = [qa(number, number) | {"original_answers": ["here"]} for number in range(2)]
+    assert draw_edits(load_edits(write(tmp_path, swapped)), 1, seed=0)[0].probes[-1].answers == ("here",)
+    unknown = load_edits(write(tmp_path, [LONG_FORM, LONG_FORM | {"prompt": "What is Otho?"}]))
+    assert all(probe.kind != "neighbourhood" for probe in draw_edits(unknown, 1, seed=0)[0].probes)
+
+
+def test_a_row_that_teaches_nothing_is_left_out(tmp_path: Path) -> None:
+    assert [row.row_id for row in load_edits(write(tmp_path, [CLOZE | {"id": "x", "target_new": ""}, CLOZE]))] == ["c"]
+
+
 def test_its_own_neighbourhood_is_kept(tmp_path: Path) -> None:
     rows = load_edits(write(tmp_path, [CLOZE, CLOZE | {"id": "d"}]))
     assert all(len(row.probes) == 3 for row in draw_edits(rows, 1, seed=0))

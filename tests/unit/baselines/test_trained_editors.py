@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from knowstore.baselines import Edit, EditProbe, EditRow
 from knowstore.baselines.editor import EditorShape, GradientEditor
@@ -67,6 +69,37 @@ def test_an_untrained_mend_follows_the_gradient_downhill(tiny_llm: FrozenLLM, ed
     before = float(writing_loss(tiny_llm, facts).detach())
     with changed_by(maps, changes):
         assert float(writing_loss(tiny_llm, facts).detach()) < before
+
+
+def test_the_network_is_the_papers_equation() -> None:
+    """Section 3.1 of Mitchell et al. (2022), token by token."""
+    torch.manual_seed(0)
+    editor = GradientEditor(EditorShape(2, 3, 2, rank=4))
+    for parameter in editor.parameters():
+        nn.init.normal_(parameter)
+    editor.mean.normal_()
+    found = GradientFactors(torch.randn(6, 3), torch.randn(6, 2))
+    edited = editor.transform(1, found)
+    for t in range(6):
+        z = (torch.cat([found.u[t], found.delta[t]]) - editor.mean[1]) / editor.scale[1]
+        for block in range(2):
+            low = editor.up[block].T @ (editor.down[block].T @ z) + editor.bias[block]
+            z = z + torch.relu(editor.scales[1, block] * low + editor.offsets[1, block])
+        torch.testing.assert_close(torch.cat([edited.u[t], edited.delta[t]]), z)
+
+
+def test_another_training_set_is_not_given_the_network_of_the_first(
+    tiny_llm: FrozenLLM, rows: Sequence[EditRow], tmp_path: Path
+) -> None:
+    nameless = [replace(row, row_id="") for row in rows]
+    others = [replace(row, probes=row.probes[:2]) for row in nameless]
+    editors = [
+        TrainedEditor("mend", summed, EditorData(some, tmp_path, "tiny"), replace(SETTINGS, steps=2))
+        for some in (nameless, others, nameless)
+    ]
+    for editor in editors:
+        editor.prepare(tiny_llm)
+    assert [len(editor.losses) for editor in editors] == [2, 2, 0]
 
 
 def test_a_change_beside_a_map_is_a_change_of_its_weights(tiny_llm: FrozenLLM, edits: Sequence[Edit]) -> None:
