@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from knowstore._answering import combine_weighed, prompt_of, scored_hit, weigh
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bench.corpus import names_of
 from knowstore.bench.made import MadeExperts
 from knowstore.bench.scoring import scored, share
 from knowstore.config import GenerationConfig, Grain, ModelConfig, RetrievalConfig
@@ -100,9 +101,9 @@ def open_benches(
     loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
     loaded.check_trained()
     generation = GenerationConfig(max_tokens=max_tokens)
-    for path in data:
+    for path, name in zip(data, names_of(data), strict=True):
         cases = read_cases(path, limit, seed, is_counterfactual=is_counterfactual)
-        yield ControlBench(loaded, path.name, cases, seed, generation, on_progress)
+        yield ControlBench(loaded, name, cases, seed, generation, on_progress)
 
 
 def read_cases(path: Path, limit: int, seed: int, *, is_counterfactual: bool = False) -> list[Case]:

@@ -30,6 +30,16 @@ class GoldQuestion:
     passage: Passage
 
 
+def names_of(files: Sequence[Path]) -> list[str]:
+    """What tables and plots call files: their names, with as many of the folders as it takes to tell them apart."""
+    parts = [file.absolute().parts for file in files]
+    for n in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(some[-n:]) for some in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
 def read_questions(path: Path) -> list[Question]:
     """The questions of a file of rows {question or prompt, answers}; other rows are left out.
 

@@ -12,7 +12,7 @@ from knowstore._answering import Reader, Timer, scored_hit
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import TABLE_BATCH, passages_table
 from knowstore.bench.asking import GeneratedExperts, answer_all
-from knowstore.bench.corpus import Question, load_passages, read_questions
+from knowstore.bench.corpus import Question, load_passages, names_of, read_questions
 from knowstore.bench.scoring import share
 from knowstore.config import GenerationConfig, ModelConfig, RetrievalConfig
 from knowstore.errors import ConfigError
@@ -64,9 +64,9 @@ def run_locality(
         bank = GeneratedExperts(loaded)
         generation = GenerationConfig(max_tokens=max_tokens)
         reader = Reader(table, bank, loaded, RetrievalConfig(), generation, TABLE_BATCH)
-        for path in data:
+        for path, name in zip(data, names_of(data), strict=True):
             if on_progress is not None:
-                on_progress(f"asking: {path.name}", len(rows), 3 * len(data))
+                on_progress(f"asking: {name}", len(rows), 3 * len(data))
             asked = _questions(path, limit, seed)
             known = _known(reader, asked, path)
             chosen: dict[str, list[list[MountedExpert]]] = {
@@ -79,7 +79,7 @@ def run_locality(
                     reader, [one.question for one in known], some, is_static=control == "static", batch_size=1
                 )
                 mounted = 1.0 if control == "static" else sum(bool(each) for each in some) / len(some)
-                described = {"data": path.name, "control": control, "asked": len(asked), "n": len(known)}
+                described = {"data": name, "control": control, "asked": len(asked), "n": len(known)}
                 rows.append(described | {"mounted": mounted} | _compared(known, texts, seed))
     return {"rows": rows, "passages": len(passages), "seconds": time.perf_counter() - started}
 

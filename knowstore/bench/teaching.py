@@ -23,6 +23,7 @@ from knowstore.baselines import (
     make_method,
     usable_methods,
 )
+from knowstore.bench.corpus import names_of
 from knowstore.config import GenerationConfig, ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.models.files import default_cache_dir
@@ -68,7 +69,7 @@ def ready_methods(
     if config.dtype == "auto":
         config = replace(config, dtype="float32")
     loaded = LoadedModels(config, on_progress=on_progress)
-    every = [(path.name, load_edits(path)) for path in data]
+    every = [(name, load_edits(path)) for path, name in zip(data, names_of(data), strict=True)]
     kept_out = frozenset(question for _, rows in every for row in rows for question in row.questions)
     resources = Resources(loaded, corpus, train, kept_out, n_steps=n_steps, cache_dir=cache_dir or default_cache_dir())
     chosen = [make_method(name, resources) for name in dict.fromkeys(["base", *names])]
