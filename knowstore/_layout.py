@@ -95,8 +95,8 @@ def check_catalog(layout: Layout, catalog: Catalog) -> None:
             fix="restore the catalog from a backup, or name the one that this store was made with",
         )
     if found is None:
-        catalog.set_setting("store_id", layout.store_id)
-    elif found != layout.store_id:
+        found = catalog.settle("store_id", layout.store_id)
+    if found != layout.store_id:
         raise CatalogError(
             f"the catalog belongs to another store than the one in {layout.location}",
             kept="both are as they were",

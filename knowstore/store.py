@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +34,7 @@ from knowstore.config import (
     RetrievalConfig,
     SplitConfig,
 )
-from knowstore.errors import CatalogError, ConfigError, PassageError, StoreLockedError, UnknownPassageError
+from knowstore.errors import CatalogError, ConfigError, KnowledgeStoreError, PassageError, UnknownPassageError
 from knowstore.passages import FaissIndex, PassageTable, StoredRow
 from knowstore.records import (
     Answer,
@@ -246,8 +246,11 @@ class KnowledgeStore:
         started = time.perf_counter()
         with ExitStack() as stack:
             sources = Sources(paths, split or SplitConfig(), columns, stdin, stack, self._own_folder)
+            head = self.catalog.head()
             scan = sources.scan(self._on_progress, strict=strict)
             stack.enter_context(self._writer(keep_staged=True))
+            if self._are_changed_since(head, scan.placements):  # maybe by newer versions of the files
+                scan = sources.scan(self._on_progress, strict=strict)
             n_unchanged = len(self.catalog.live_ids(scan.passage_ids))
             change = self._change(scan)
             engine = _engine(ray, self.models)
@@ -267,6 +270,12 @@ class KnowledgeStore:
     @property
     def _own_folder(self) -> Path | None:
         return self.layout.folder if isinstance(self.layout, Folder) else None
+
+    def _are_changed_since(self, batch_id: int, sources: Container[str]) -> bool:
+        """Whether an edit batch after this one is about one of the sources."""
+        later = [batch.id for batch in self.catalog.batches() if batch.id > batch_id]
+        pairs = (pair for one in later for pairs in self.catalog.batch_items(one).values() for pair in pairs)
+        return any(source in sources for _, source in pairs)
 
     def _change(self, scan: Scan) -> Change:
         added, superseded = [], []
@@ -730,6 +739,8 @@ class KnowledgeStore:
             return None, 0.0
         table, bank = self._writable() if coming or self._tables.are_there else (None, None)
         interrupted = self.catalog.staged()
+        if table is not None:
+            self._check_catalog_is_newest(table, self.catalog.head() if interrupted is None else interrupted.id)
         if interrupted is not None and table is not None and bank is not None:
             _upkeep.resume(self.catalog, table, bank, interrupted.id, coming)
         staged = interrupted or self.catalog.stage(
@@ -765,6 +776,16 @@ class KnowledgeStore:
             _upkeep.settle_sources(self.catalog, table, batch.id, known | given_up)
         return batch, model_seconds
 
+    def _check_catalog_is_newest(self, table: PassageTable, latest: int) -> None:
+        """Refuse to stage a batch under an id that rows of a lost one carry: its commit would show them."""
+        if n := table.count_after(latest):
+            raise CatalogError(
+                f"the catalog ends with edit batch {latest}, and {n:,} passages are marked by later ones: it is older "
+                f"than the tables in {self.layout.location}",
+                kept="both are as they were",
+                fix="restore a later backup of the catalog, or let `knowstore verify --repair` make the tables like it",
+            )
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep all other writers away, and take up what they did."""
@@ -785,9 +806,10 @@ class KnowledgeStore:
             yield
 
     def _finish(self) -> None:
-        """Do what a crash left undone behind a commit; a writer that is at it does so itself."""
+        """Do what a crash left undone behind a commit, if it can be done now: nobody who reads sees a difference, and
+        the next writer has to do it."""
         if self._tables.are_there and _upkeep.is_unfinished(self.catalog):
-            with suppress(StoreLockedError), self._writer(keep_staged=True):
+            with suppress(KnowledgeStoreError), self._writer(keep_staged=True):
                 pass
 
     # the tables

@@ -421,6 +421,14 @@ class Catalog:
         """Store a JSON value under a key, in place of an older one."""
         self.set_settings({key: value})
 
+    def settle(self, key: str, value: object) -> object:
+        """Store a JSON value under a key that has none; gives the value that is there then, of whoever was first."""
+        with self._database.write() as connection:
+            row = {"key": key, "value": value}
+            connection.execute(self._database.insert(SettingRow).values(row).on_conflict_do_nothing())
+            found: object = connection.scalar(select(SettingRow.value).where(SettingRow.key == key))
+        return found
+
     def set_settings(self, values: Mapping[str, object]) -> None:
         """Store JSON values under several keys, all or none of them."""
         with self._database.write() as connection:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from knowstore.catalog.tables import Base
@@ -77,14 +77,22 @@ class Database:
                     kept="nothing was opened",
                     fix="run `pip install 'knowstore[postgres]'`",
                 ) from error
-        engine = create_engine(self.url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
+        path = self.path
 
-        @event.listens_for(engine, "connect")
-        def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        def connect() -> sqlite3.Connection:
+            connection = _connected(path)
             connection.isolation_level = None  # transactions begin where SQLAlchemy says so, not at the first INSERT
-            _keep_a_log(connection)
             connection.execute("PRAGMA secure_delete = ON").close()  # what a purge deletes is overwritten
             connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}").close()
+            return connection
+
+        engine = create_engine(self.url, hide_parameters=True, creator=connect)
+
+        @event.listens_for(engine, "checkout")
+        def _look_again(connection: sqlite3.Connection, record: Any, _proxy: object) -> None:
+            if isinstance(connection, _Unchanging) and record.info.setdefault("is_used", False):
+                raise DisconnectionError  # by now somebody may be writing
+            record.info["is_used"] = True
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
@@ -160,6 +168,29 @@ class Database:
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
 
+class _Unchanging(sqlite3.Connection):
+    """A connection that takes the file for one that nobody changes."""
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    """A connection that keeps a write-ahead log; where none can be begun, as on a read-only or a full disk, and no
+    other process has one, a connection that reads the file alone."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    try:
+        _keep_a_log(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        log = path.with_name(f"{path.name}-wal")
+        is_alone = not (log.exists() and log.stat().st_size) and path.is_file() and path.stat().st_size
+        if error.sqlite_errorcode & 0xFF not in _CANNOT_WRITE or not is_alone:
+            raise
+        alone = f"{path.as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(
+            alone, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, factory=_Unchanging
+        )
+    return connection
+
+
 def _keep_a_log(connection: sqlite3.Connection) -> None:
     """Switch to a write-ahead log, once in a file's life; SQLite does not wait there for another that writes."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
@@ -174,6 +205,7 @@ def _keep_a_log(connection: sqlite3.Connection) -> None:
             return
 
 
+_CANNOT_WRITE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
 _RETRY = "try again; if it fails again, run `knowstore db check`"
 _RESTORE = "restore the file from a backup, or move it away and ingest again"
 _SQLITE_FIXES = {

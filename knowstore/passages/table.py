@@ -318,6 +318,11 @@ class PassageTable:
         for batch in self.iter_rows():
             yield from examined_rows(batch, self._table.schema)
 
+    def count_after(self, batch_id: int) -> int:
+        """How many rows a later edit batch has written or ended."""
+        condition = f"live_from > {int(batch_id)} OR (live_to > {int(batch_id)} AND live_to < {LIVE})"
+        return int(self._read(lambda table: table.count_rows(condition)))
+
     def index_problems(self, ids: Collection[str]) -> list[str]:
         """What the indexes do not find of the rows there are; empty when they are sound.
 

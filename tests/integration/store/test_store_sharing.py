@@ -319,6 +319,23 @@ def test_a_catalog_of_another_store_is_refused(open_store: Open, facts: list[Pas
     assert len(open_store("copy").passages()) == 1
 
 
+def test_of_new_stores_that_take_one_catalog_at_once_one_is_refused(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'one.sqlite'}"
+    settle = Catalog.settle
+
+    def be_second(self: Catalog, key: str, value: object) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "settle", settle)
+            open_store("first", catalog_url=url)
+        return settle(self, key, value)
+
+    monkeypatch.setattr(Catalog, "settle", be_second)
+    with pytest.raises(CatalogError, match="another store"):
+        open_store("second", catalog_url=url)
+
+
 def test_a_lost_catalog_is_not_taken_for_an_empty_one(open_store: Open, facts: list[Passage]) -> None:
     store = open_store()
     store.add(facts[:2])
