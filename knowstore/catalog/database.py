@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from knowstore.catalog.tables import Base
@@ -96,6 +96,9 @@ class Database:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
+            found = connection.connection.dbapi_connection
+            if isinstance(found, _Unchanging) and "knowstore_begin" in connection.get_execution_options():
+                raise OperationalError("BEGIN", None, found.cause) from found.cause
             connection.exec_driver_sql(connection.get_execution_options().get("knowstore_begin", "BEGIN"))
 
         return engine
@@ -169,7 +172,9 @@ class Database:
 
 
 class _Unchanging(sqlite3.Connection):
-    """A connection that takes the file for one that nobody changes."""
+    """A connection that takes the file for one that nobody changes; `cause` is why it cannot be written."""
+
+    cause: sqlite3.OperationalError
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -188,6 +193,7 @@ def _connected(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             alone, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, factory=_Unchanging
         )
+        connection.cause = error
     return connection
 
 

@@ -190,14 +190,16 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     assert "backup" in caught.value.fix
 
 
-def test_a_disk_on_which_sqlite_cannot_even_begin_is_named(tmp_path: Path) -> None:
-    with Catalog.open(tmp_path / "catalog.db"):
-        pass
+def test_on_a_disk_on_which_sqlite_cannot_even_begin_a_catalog_is_read_and_what_fails_is_named(tmp_path: Path) -> None:
+    with Catalog.open(tmp_path / "catalog.db") as catalog:
+        catalog.set_setting("k", "v")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # as on a full disk, its shared memory finds no place
     try:
-        with pytest.raises(CatalogError, match="disk I/O error") as raised:
-            Catalog.open(tmp_path / "catalog.db")
+        with Catalog.open(tmp_path / "catalog.db") as catalog:
+            assert catalog.setting("k") == "v"
+            with pytest.raises(CatalogError, match="disk I/O error") as raised:
+                catalog.set_setting("k", "w")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "disk space" in raised.value.fix
