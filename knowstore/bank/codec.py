@@ -30,7 +30,7 @@ from knowstore.errors import BankError
 
 _SCALE, _DEFLATED = ".scale", ".deflate"
 _INT8_STEPS, _LATENT_STEPS = 127, 31  # on either side of zero
-_MOST_INFLATED = 1 << 28  # bytes of one array
+_MOST_INFLATED = 1 << 28  # bytes of one expert
 _NEURON_AXIS = {"up": 1, "up1": 1, "dw1": 1, "down": 0, "up2": 0, "dw2": 0}  # of the R neurons in (D, R) or (R, D)
 _HALF_MAX, _SINGLE_MAX = float(np.finfo(np.float16).max), float(np.finfo(np.float32).max)
 _DIVERGED = "make the expert again; its hypernetwork diverged"
@@ -83,12 +83,14 @@ def decode(data: bytes) -> dict[str, Array]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(str(error)) from error
     decoded: dict[str, Array] = {}
+    n_inflated = 0
     for name, array in stored.items():
         if name.endswith(_SCALE):
             continue
         if name.endswith(_DEFLATED):
             name = name.removesuffix(_DEFLATED)
-            array = _inflated(name, array, stored.get(name + _SCALE))
+            array = _inflated(name, array, stored.get(name + _SCALE), _MOST_INFLATED - n_inflated)
+            n_inflated += array.nbytes
         scale = stored.get(name + _SCALE)
         if scale is not None:
             decoded[name] = _scaled(name, array, scale)
@@ -127,11 +129,11 @@ def _encode_floats(name: str, array: Array, codec: Codec) -> dict[str, Array]:
     return {name + _DEFLATED: np.frombuffer(zlib.compress(numbers.tobytes(), 9), np.uint8)} | scales
 
 
-def _inflated(name: str, data: Array, scale: Array | None) -> npt.NDArray[np.int8]:
+def _inflated(name: str, data: Array, scale: Array | None, max_bytes: int) -> npt.NDArray[np.int8]:
     """The numbers that were deflated; all axes but the last are those of their scale."""
     try:
         inflate = zlib.decompressobj()
-        numbers = np.frombuffer(inflate.decompress(data.tobytes(), _MOST_INFLATED), np.int8)
+        numbers = np.frombuffer(inflate.decompress(data.tobytes(), max(max_bytes, 1)), np.int8)
         if scale is None or not inflate.eof:
             raise ValueError("its scale or its end is missing")
         return numbers.reshape(*scale.shape[:-1], -1)
@@ -158,7 +160,8 @@ def _as_float32(array: Array) -> npt.NDArray[np.float32]:
 
 def _scaled(name: str, numbers: Array, scale: Array) -> npt.NDArray[np.float32]:
     try:
-        return np.multiply(numbers, scale.astype(np.float32), dtype=np.float32).reshape(numbers.shape)
+        scale = np.broadcast_to(scale.astype(np.float32), np.shape(np.atleast_1d(numbers)))
+        return np.multiply(numbers, scale, dtype=np.float32).reshape(numbers.shape)
     except ValueError as error:
         raise _damaged(f"array {name!r} is {numbers.shape}, its scale {scale.shape}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -86,10 +87,28 @@ def test_latents_that_cannot_be_inflated_are_refused(deflated: bytes) -> None:
 
 
 def test_latents_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode({"codes": np.zeros((40, 40), np.float32)}, "latent")
+    codes = np.zeros((40, 40), np.float32)
+    data = encode({"codes": codes}, "latent")
+    several = encode({"a": codes, "b": codes}, "latent")
+    monkeypatch.setattr(codec_module, "_MOST_INFLATED", 1700)
+    with pytest.raises(BankError, match="cannot be inflated"):
+        decode(several)
+    decode(data)
     monkeypatch.setattr(codec_module, "_MOST_INFLATED", 1000)
     with pytest.raises(BankError, match="'codes' cannot be inflated"):
         decode(data)
+
+
+@pytest.mark.parametrize("numbers", [np.ones((3000, 1), np.int8), np.ones(1, np.int8)])
+def test_numbers_do_not_grow_with_their_scale(numbers: np.ndarray) -> None:
+    data = save({"up": numbers, "up.scale": np.ones((1, 3000), np.float16)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(BankError, match="its scale"):
+            decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # all combinations would take 36 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "latent"])
