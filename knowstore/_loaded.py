@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowstore.bank import StoredExpert
+from knowstore.bank import ExpertShape, StoredExpert
 from knowstore.config import ModelConfig
-from knowstore.errors import ConfigError, HypernetworkError
+from knowstore.errors import ConfigError, HypernetworkError, KnowledgeStoreError
 from knowstore.models import (
     DEFAULT,
     NO_READER,
@@ -21,6 +21,7 @@ from knowstore.models import (
     choose_dtype,
     directory_fingerprint,
     lasting_reference,
+    locate,
     resolve,
 )
 
@@ -160,6 +161,43 @@ class LoadedModels:
         joined = f"{found['llm']}/{layer}/{found['hypernetwork']}"
         return found | {"experts": hashlib.sha256(joined.encode()).hexdigest()[:16]}
 
+    @cached_property
+    def expert_shape(self) -> ExpertShape | None:
+        """What experts look like that the hypernetwork makes, told without its weights or the LLM's; None for a kind
+        that makes none."""
+        described = self.hypernetwork_config
+        kind = described.get("kind")
+        try:
+            if kind == "pooled":
+                width, rank, bottleneck = (int(described[name]) for name in ("width", "rank", "bottleneck"))
+                return ExpertShape("factors", width, range(rank, rank + 1), {"latent": (bottleneck,)}, {}, None)
+            if kind == "tokens":
+                width, code, most = (int(described[name]) for name in ("width", "code_width", "max_tokens"))
+                latent = {"code": (None, code), "ids": (None,), "before": (1,)}
+                words = {"ids": 0, "before": -1}
+                return ExpertShape("neurons", width, range(1, most + 1), latent, words, _n_words(self.path("llm")))
+        except (KeyError, TypeError, ValueError):
+            pass  # loading the hypernetwork says what is wrong with its description
+        return None
+
+    @cached_property
+    def has_unit_vectors(self) -> bool:
+        """Whether the retriever's vectors have length 1, told without its weights."""
+        from knowstore.retrieval import gives_unit_vectors
+
+        return gives_unit_vectors(self.path("retriever"))
+
+    def shape_of(self, fingerprint: str | None) -> ExpertShape | None:
+        """What experts of a fingerprint look like; None where they are not those of these models, or these are not on
+        this machine: nothing is fetched or converted for it."""
+        try:
+            for role in ("llm", "retriever", "hypernetwork"):
+                if locate(getattr(self.config, role), role, cache_dir=self.cache_dir).needs_conversion:
+                    return None
+            return self.expert_shape if self.fingerprints["experts"] == fingerprint else None
+        except (KnowledgeStoreError, OSError):
+            return None
+
     def digest(self, role: str) -> str:
         """What identifies the files of a model, as 64 hex digits; empty where a reranker or reader has none."""
         path = self.path(role)
@@ -258,3 +296,12 @@ def stored_experts(passage_ids: Sequence[str], experts: Sequence[Expert]) -> lis
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _n_words(llm: Path) -> int | None:
+    """How many words the LLM in a directory knows; None where its description does not say."""
+    try:
+        described = json.loads((llm / "config.json").read_text("utf-8"))
+        return int((described.get("text_config") or described)["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None

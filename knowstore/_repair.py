@@ -37,7 +37,7 @@ def repair(
     try:
         table = _readable_table(tables.passages())
     except PassageError:
-        return verify(catalog, tables, on_progress)
+        return verify(catalog, tables, models, on_progress)
     bank = _readable_bank(tables)
     finish_purge(catalog, table, tables.banks())
     recover(catalog, table, bank)
@@ -48,7 +48,7 @@ def repair(
     work.make_experts()
     work.rebuild_indexes()
     catalog.mend()
-    report = verify(catalog, tables, on_progress)
+    report = verify(catalog, tables, models, on_progress)
     return replace(report, clean=report.clean and not work.lost, problems=(*report.problems, *work.lost))
 
 
@@ -168,7 +168,7 @@ class _Work:
     def make_experts(self) -> None:
         """Experts of every stored passage that has none, or a damaged one; none of anything else."""
         stored = {passage_id for passage_id, _, _ in intervals(self.table)}
-        damaged = {passage_id for passage_id, _ in self.bank.verify()}
+        damaged = {passage_id for passage_id, _ in self.bank.verify(shape=self.models.shape_of(self.bank.fingerprint))}
         present = self.bank.ids()
         wanted = sorted(stored & damaged | stored - present)
         if wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from knowstore._checks import checked_passages
+from knowstore._loaded import LoadedModels
 from knowstore.bank import EncodedExpert, ExpertBank
-from knowstore.errors import ConfigError, FingerprintError, PassageError, SourceError
+from knowstore.errors import (
+    BankError,
+    ConfigError,
+    FingerprintError,
+    KnowledgeStoreError,
+    PassageError,
+    SourceError,
+)
 from knowstore.passages import PassageRow, PassageTable
 from knowstore.records import Passage
 from knowstore.sources import leaf_columns, read_batches
@@ -25,6 +34,7 @@ _ROWS = 256  # rows in memory
 _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_PLACEMENTS = 5_000_000  # in memory
+_UNIT_NORM = 0.01  # how far vectors of length 1 may be from it; half precision errs by a tenth
 
 
 def export(
@@ -135,23 +145,39 @@ class Bundle:
             raise _damaged(path, ValueError("a passage has no source"))
         return list(pairs)
 
-    def write(self, wanted: set[str], table: PassageTable, bank: ExpertBank, batch_id: int) -> None:
-        """Write the rows of `wanted` into a staged batch; every row's id and checksum is verified."""
-        bank.add_encoded(self._experts(wanted), batch_id)
+    def write(
+        self,
+        wanted: set[str],
+        pairs: Sequence[tuple[str, str]],
+        table: PassageTable,
+        bank: ExpertBank,
+        batch_id: int,
+        models: LoadedModels,
+    ) -> None:
+        """Write the rows of `wanted`, placed as `pairs` say, into a staged batch; of every row it is verified that it
+        can be used."""
+        sources: dict[str, list[str]] = {}
+        for passage_id, source in pairs:
+            sources.setdefault(passage_id, []).append(source)
+        n_segments: dict[str, int] = {}
+        bank.add_encoded(self._experts(wanted, bank, models, n_segments), batch_id)
         missing = wanted - bank.existing(wanted)
         if missing:
             raise _damaged(self.folder / "experts.parquet", ValueError(f"{len(missing)} experts are missing"))
         missing = set(wanted)
-        for rows in self._passages(missing):
+        for rows in self._passages(missing, n_segments, is_unit=models.has_unit_vectors):
             try:
-                table.add(rows, batch_id)
+                table.add([_placed(row, sources[row.passage.passage_id]) for row in rows], batch_id)
             except PassageError as error:
                 raise _damaged(self.folder / "passages.parquet", error) from error
             missing -= {row.passage.passage_id for row in rows}
         if missing:
             raise _damaged(self.folder / "passages.parquet", ValueError(f"{len(missing)} passages are missing"))
 
-    def _experts(self, wanted: set[str]) -> Iterator[EncodedExpert]:
+    def _experts(
+        self, wanted: set[str], bank: ExpertBank, models: LoadedModels, n_segments: dict[str, int]
+    ) -> Iterator[EncodedExpert]:
+        """Those of `wanted` that `bank` can use; notes how many segments each has."""
         path = self.folder / "experts.parquet"
         names = tuple(field.name for field in fields(EncodedExpert))
         for part in self._parts(path.name, names):
@@ -160,22 +186,26 @@ class Bundle:
                     continue
                 if any(value is None for value in raw.values()):
                     raise _damaged(path, ValueError(f"the expert of passage {raw['passage_id']} is not complete"))
-                yield EncodedExpert(**(raw | {"segment_ranks": tuple(raw["segment_ranks"])}))
+                expert = EncodedExpert(**(raw | {"segment_ranks": tuple(raw["segment_ranks"])}))
+                try:
+                    bank.check(expert, models.expert_shape)
+                except FingerprintError:
+                    raise
+                except BankError as error:
+                    raise _damaged(path, error) from error
+                n_segments[expert.passage_id] = len(expert.segment_ranks)
+                yield expert
 
-    def _passages(self, wanted: set[str]) -> Iterator[list[PassageRow]]:
+    def _passages(self, wanted: set[str], n_segments: dict[str, int], *, is_unit: bool) -> Iterator[list[PassageRow]]:
+        """Those of `wanted` that can be stored, `n_segments` being how many their experts have."""
         path = self.folder / "passages.parquet"
         for part in self._parts(path.name, _PASSAGE_COLUMNS):
-            rows = []
-            for raw in part:
-                if raw["id"] not in wanted:
-                    continue
-                try:
-                    row = _row(raw)
-                except (ValueError, TypeError, IndexError) as error:
-                    raise _damaged(path, error) from error
-                if row.passage.passage_id != raw["id"]:
-                    raise _damaged(path, ValueError(f"passage {row.passage.title!r} is not what its id says"))
-                rows.append(row)
+            try:
+                rows = [_row(raw, n_segments.get(raw["id"], 0)) for raw in part if raw["id"] in wanted]
+                if is_unit and rows:
+                    _check_lengths(rows)
+            except (ValueError, TypeError, IndexError, PassageError) as error:
+                raise _damaged(path, error) from error
             yield rows
 
     def _parts(self, name: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
@@ -230,22 +260,37 @@ def _check_regular(path: Path) -> None:
         raise OSError("it is no regular file")
 
 
-def _row(raw: dict[str, Any]) -> PassageRow:
-    """A passage as it was exported; ValueError or TypeError when it is damaged."""
+def _row(raw: dict[str, Any], n_expert_segments: int) -> PassageRow:
+    """A passage as it was exported; ValueError, TypeError or PassageError when it is damaged."""
     vector = np.asarray(raw["vector"], np.float32)
     segments = raw["segments"]
-    vectors = np.frombuffer(raw["segment_vectors"], np.float16).reshape(len(segments) // 2, vector.shape[0])
-    return PassageRow(
-        Passage(*(raw[name] or "" for name in ("text", "title", "source", "date"))),
-        vector,
-        list(zip(segments[::2], segments[1::2], strict=True)),
-        vectors.astype(np.float32),
-    )
+    halves = np.frombuffer(raw["segment_vectors"], np.float16).reshape(len(segments) // 2, vector.shape[0])
+    vectors = halves.astype(np.float32)
+    (passage,) = checked_passages([Passage(*(raw[name] or "" for name in ("text", "title", "source", "date")))])
+    if passage.passage_id != raw["id"]:
+        raise ValueError(f"passage {passage.title!r} is not what its id says")
+    if max(len(segments) // 2, n_expert_segments) > len(passage.text):
+        raise ValueError(f"passage {passage.title!r} has more sentences than characters")
+    return PassageRow(passage, vector, list(zip(segments[::2], segments[1::2], strict=True)), vectors)
+
+
+def _placed(row: PassageRow, sources: Sequence[str]) -> PassageRow:
+    """The row from one of its passage's sources: the one that it names may have given it up just before the export."""
+    return row if row.passage.source in sources else replace(row, passage=replace(row.passage, source=sources[0]))
+
+
+def _check_lengths(rows: Sequence[PassageRow]) -> None:
+    """Raise ValueError unless all vectors have length 1."""
+    vectors = np.concatenate([part for row in rows for part in (row.vector[None], row.segment_vectors)])
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if not (abs(lengths - 1) <= _UNIT_NORM).all():
+        raise ValueError("a vector is not of length 1, as the store's retriever makes them")
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
+    why = error.what if isinstance(error, KnowledgeStoreError) else error
     return SourceError(
-        f"{path} is not part of an exported bank: {error}",
+        f"{path} is not part of an exported bank: {why}",
         kept="the store is as it was",
         fix="export the bank again",
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from knowstore._loaded import OnProgress
+from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import PURGE_PENDING, intervals
 from knowstore.bank import ExpertBank
@@ -72,17 +72,19 @@ class Expected:
         return live_to <= self.head
 
 
-def verify(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> VerifyReport:
+def verify(catalog: Catalog, tables: Tables, models: LoadedModels, on_progress: OnProgress | None) -> VerifyReport:
     """Compare the three stores row by row; see `KnowledgeStore.verify`. What is found while another process writes is
     looked at again: a purge deletes the files that are being read."""
     for _ in range(_TRIES):
-        report, state = _verified(catalog, tables, on_progress)
+        report, state = _verified(catalog, tables, models, on_progress)
         if report.clean or state == _state(catalog, _opened(_Findings(None), tables)):
             break
     return report
 
 
-def _verified(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) -> tuple[VerifyReport, object]:
+def _verified(
+    catalog: Catalog, tables: Tables, models: LoadedModels, on_progress: OnProgress | None
+) -> tuple[VerifyReport, object]:
     """A report, and the state of the store when it was begun."""
     found = _Findings(on_progress)
     for fault in catalog.faults():
@@ -94,7 +96,7 @@ def _verified(catalog: Catalog, tables: Tables, on_progress: OnProgress | None) 
     if table is not None:
         rows = found.reading("passages", lambda: found.passages(expected, table))
     if bank is not None:
-        found.reading("experts", lambda: found.experts(expected, bank, rows))
+        found.reading("experts", lambda: found.experts(expected, bank, models, rows))
     if expected.pending:
         found.add("unfinished purge", f"{len(expected.pending)} passages are still to be purged")
     checked = {"passages": len(rows or ()), "experts": found.n_experts, "live": len(expected.live)}
@@ -179,7 +181,7 @@ class _Findings:
             shown = f"the table shows it from {live_from} to before {live_to}"
             self.add("wrong visibility", f"passage {passage_id} is {state}, {shown}")
 
-    def experts(self, expected: Expected, bank: ExpertBank, rows: Counter[str] | None) -> None:
+    def experts(self, expected: Expected, bank: ExpertBank, models: LoadedModels, rows: Counter[str] | None) -> None:
         """Problems of the bank; `rows` are the passages there are, None when nobody knows."""
         seen: set[str] = set()
         for expert in bank.iter_encoded():
@@ -189,7 +191,7 @@ class _Findings:
                 self.add("orphan expert", f"the expert of passage {expert.passage_id} has no passage")
             if self._on_progress is not None and self.n_experts % 1000 == 0:
                 self._on_progress("verifying", self.n_experts, None)
-        for passage_id, problem in bank.verify():
+        for passage_id, problem in bank.verify(shape=models.shape_of(bank.fingerprint)):
             self.add("damaged expert", f"{passage_id}: {problem.what}")
         if rows is not None:
             for passage_id in sorted((expected.live & rows.keys()) - seen):

@@ -601,7 +601,8 @@ class KnowledgeStore:
     # upkeep
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
-        """Compare catalog, passages and experts row by row, and every expert's bytes with their checksum.
+        """Compare catalog, passages and experts row by row, every expert's bytes with their checksum, and its form and
+        width with the models where they are on this machine.
 
         Args:
             repair: mend what can be mended: visibility from the catalog, experts from their passages.
@@ -609,7 +610,8 @@ class KnowledgeStore:
         if not self._tables.are_there:
             return VerifyReport(True, (), {})
         if not repair:
-            return _verification.verify(self.catalog, self._tables, self._on_progress)
+            self._follow(self.catalog.setting("fingerprints"))
+            return _verification.verify(self.catalog, self._tables, self.models, self._on_progress)
         with self._locked():
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
@@ -668,7 +670,8 @@ class KnowledgeStore:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.
 
         Raises:
-            SourceError: the folder is no exported bank, or is damaged; nothing was changed.
+            SourceError: the folder is no exported bank, is damaged, or holds rows that this store cannot use; nothing
+                was changed.
             FingerprintError: its experts were made for other models.
         """
         started = time.perf_counter()
@@ -681,7 +684,8 @@ class KnowledgeStore:
             change = Change([pair for pair in pairs if pair not in live], [], [])
 
             def write(wanted: set[str], batch_id: int) -> float:
-                bundle.write(wanted, *self._writable(), batch_id)
+                table, bank = self._writable()
+                bundle.write(wanted, pairs, table, bank, batch_id, self.models)
                 return 0.0
 
             batch, _ = self._apply("import", change, write, note)

@@ -2,7 +2,7 @@
 
 from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names
 from knowstore.bank.codec import decode, encode
-from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
 from knowstore.bank.fragments import write_fragment
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CacheInfo",
     "EncodedExpert",
     "ExpertBank",
+    "ExpertShape",
     "StoredExpert",
     "bank_names",
     "decode",

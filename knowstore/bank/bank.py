@@ -22,7 +22,8 @@ from lancedb.query import LanceQueryBuilder
 from lancedb.table import LanceTable
 
 from knowstore.bank import fragments
-from knowstore.bank.expert import EncodedExpert, StoredExpert
+from knowstore.bank.codec import check_codec
+from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
@@ -419,11 +420,31 @@ class ExpertBank:
         for condition in [None] if ids is None else map(_is_in, chunks(ids)):
             yield from self._scan_encoded(condition)
 
-    def verify(self, ids: Collection[str] | None = None) -> Iterator[tuple[str, KnowledgeStoreError]]:
-        """Check experts one after another: stored once, checksum, fingerprint, shapes, finite numbers.
+    def check(self, expert: EncodedExpert, shape: ExpertShape | None) -> None:
+        """Refuse an expert that could not be used here; its checksum is not verified.
+
+        Args:
+            expert: a row of this bank or another.
+            shape: what the experts look like that are made here; any when None.
+
+        Raises:
+            FingerprintError: it was made for another model or hypernetwork than this bank's.
+            BankError: bytes that are no expert of finite numbers that has this shape.
+        """
+        self._check_fingerprint(expert)
+        check_codec(expert.codec, expert.form)
+        stored = expert.decode_unchecked()
+        if shape is not None:
+            shape.check(stored)
+
+    def verify(
+        self, ids: Collection[str] | None = None, shape: ExpertShape | None = None
+    ) -> Iterator[tuple[str, KnowledgeStoreError]]:
+        """Check experts one after another: stored once, checksum, and what `check` does.
 
         Args:
             ids: which experts, all when None; one that is not stored is a problem as well.
+            shape: see `check`.
 
         Yields: passage id and the problem, for those that have one.
 
@@ -436,8 +457,8 @@ class ExpertBank:
                 if expert.passage_id in seen:
                     raise _problem(f"the expert of passage {expert.passage_id} is stored twice")
                 seen.add(expert.passage_id)
-                self._check_fingerprint(expert)
-                expert.decode()
+                expert.check()
+                self.check(expert, shape)
             except BankError as problem:
                 yield expert.passage_id, problem
         for passage_id in sorted(set(ids or ()) - seen):

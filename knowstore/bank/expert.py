@@ -50,11 +50,7 @@ class StoredExpert:
 
     def __post_init__(self) -> None:
         if problem := self._misfit():
-            raise ExpertShapeError(
-                f"the expert of passage {self.passage_id} does not fit together: {problem}",
-                kept="the bank is as it was",
-                fix="make the expert again with the hypernetwork that the store is configured for",
-            )
+            raise _misfit(self.passage_id, f"does not fit together: {problem}")
 
     @property
     def size_bytes(self) -> int:
@@ -80,6 +76,55 @@ class StoredExpert:
             shape = tuple(sizes[letter] for letter in letters)
             if self.tensors[name].shape != shape:
                 return f"{name} is {self.tensors[name].shape}, expected {shape}"
+        return None
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """What the experts of one hypernetwork look like.
+
+    Args:
+        form: of those that are not latents.
+        width: D.
+        ranks: the R that there can be.
+        latent: the shape of each array of a latent by name, None standing for R.
+        words: the arrays of a latent that hold words of the LLM, with the lowest number that each may hold.
+        n_words: how many words the LLM knows, None where that is not known.
+    """
+
+    form: Form
+    width: int
+    ranks: range
+    latent: Mapping[str, tuple[int | None, ...]]
+    words: Mapping[str, int]
+    n_words: int | None
+
+    def check(self, expert: StoredExpert) -> None:
+        """Raise ExpertShapeError for an expert that the hypernetwork cannot have made, and that cannot be mounted."""
+        problem = self._misfit(expert) or (self._latent_misfit(expert) if expert.form == "latent" else None)
+        if problem:
+            raise _misfit(expert.passage_id, f"is not one of the store's hypernetwork: {problem}")
+
+    def _misfit(self, expert: StoredExpert) -> str | None:
+        if expert.form not in (self.form, "latent"):
+            return f"its form is {expert.form}, expected {self.form} or latent"
+        if expert.rank not in self.ranks:
+            return f"its rank is {expert.rank}, expected {self.ranks[0]} to {self.ranks[-1]}"
+        n_segments = len(expert.segment_ranks)
+        if not n_segments or (self.form == "factors" and n_segments > 1):
+            return f"it has {n_segments} segments"
+        found = expert.tensors[next(iter(_SHAPES[expert.form]))].shape[0] if expert.form in _SHAPES else self.width
+        return None if found == self.width else f"its width is {found}, expected {self.width}"
+
+    def _latent_misfit(self, expert: StoredExpert) -> str | None:
+        expected = {name: tuple(n or expert.rank for n in shape) for name, shape in self.latent.items()}
+        found = {name: tensor.shape for name, tensor in expert.tensors.items()}
+        if found != expected:
+            return f"its latent has {found}, expected {expected}"
+        for name, low in self.words.items():
+            tensor = expert.tensors[name]
+            if tensor.min() < low or (self.n_words is not None and tensor.max() >= self.n_words):
+                return f"{name} holds words that the language model does not know"
         return None
 
 
@@ -162,4 +207,20 @@ class EncodedExpert:
             BankError: bytes that are not an encoded expert.
         """
         self.check()
+        return self.decode_unchecked()
+
+    def decode_unchecked(self) -> StoredExpert:
+        """The expert of bytes whose checksum nobody verifies, or verifies elsewhere.
+
+        Raises:
+            BankError: bytes that are not an encoded expert.
+        """
         return StoredExpert(self.passage_id, self.form, decode(self.data), self.segment_ranks, self.rank)
+
+
+def _misfit(passage_id: str, problem: str) -> ExpertShapeError:
+    return ExpertShapeError(
+        f"the expert of passage {passage_id} {problem}",
+        kept="the bank is as it was",
+        fix="make the expert again with the hypernetwork that the store is configured for",
+    )

@@ -7,7 +7,7 @@ from knowstore.retrieval.late import LateReranker
 from knowstore.retrieval.loading import calibration, load_reranker
 from knowstore.retrieval.pairs import PairModel, load_pairs
 from knowstore.retrieval.reranker import Reranker, RerankItem, RerankScore, relevance, word_relevance
-from knowstore.retrieval.retriever import Retriever
+from knowstore.retrieval.retriever import Retriever, gives_unit_vectors
 
 __all__ = [
     "CrossEncoderReranker",
@@ -22,6 +22,7 @@ __all__ = [
     "Reranker",
     "Retriever",
     "calibration",
+    "gives_unit_vectors",
     "load_joint",
     "load_pairs",
     "load_reranker",

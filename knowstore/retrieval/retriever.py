@@ -217,11 +217,30 @@ def _tokens_of_spans(
     return weights
 
 
+def gives_unit_vectors(folder: Path) -> bool:
+    """Whether the encoder in a directory gives vectors of length 1; told without its weights.
+
+    Raises:
+        RetrievalError: its description cannot be read, or asks for a pooling that is not known here.
+    """
+    try:
+        is_dpr = _architecture(folder) in _DPR
+    except (OSError, ValueError, KeyError) as error:
+        raise RetrievalError(
+            f"{folder} cannot be read as an encoder: {error}", kept=_KEPT, fix="fetch the model again"
+        ) from error
+    return not is_dpr and _read_pooling(folder, None).is_normalised
+
+
+def _architecture(folder: Path) -> str:
+    return str((AutoConfig.from_pretrained(str(folder)).architectures or [""])[0])
+
+
 def _read_model(folder: Path, device: str, dtype: torch.dtype) -> tuple[torch.nn.Module, bool]:
     """The encoder in evaluation mode, and whether it is one of a DPR pair."""
-    architectures = AutoConfig.from_pretrained(str(folder)).architectures or [""]
-    is_dpr = architectures[0] in _DPR
-    loader = getattr(transformers, architectures[0]) if is_dpr else AutoModel
+    architecture = _architecture(folder)
+    is_dpr = architecture in _DPR
+    loader = getattr(transformers, architecture) if is_dpr else AutoModel
     model = loader.from_pretrained(str(folder), dtype=dtype)
     model = model.base_model if is_dpr else model
     return cast(torch.nn.Module, model.requires_grad_(False).eval().to(device)), is_dpr

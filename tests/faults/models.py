@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from knowstore._loaded import LoadedModels
 from knowstore.config import ModelConfig
 from knowstore.experts import FrozenLLM, PooledConfig, PooledHypernetwork
+from knowstore.experts.hypernetwork import described_hypernetwork
 from knowstore.models import DEFAULT
 from knowstore.records import Passage
 from knowstore.retrieval import load_reranker
@@ -54,7 +55,8 @@ class StandIns(LoadedModels):
         models.llm, models.retriever, models.reranker = self.llm, self.retriever, self.reranker
         models.hypernetworks = self.hypernetworks
         models.hypernetwork = self.hypernetworks[config.hypernetwork]
-        models.hypernetwork_config = {"layer": 1, "trained_steps": 1}
+        models.hypernetwork_config = described_hypernetwork(models.hypernetwork)
+        models.has_unit_vectors = True
         names = {"llm": "llm", "retriever": "retriever"}
         names |= {role: role + config.hypernetwork.removeprefix(DEFAULT) for role in ("hypernetwork", "experts")}
         models.fingerprints = {role: hashlib.sha256(name.encode()).hexdigest()[:16] for role, name in names.items()}

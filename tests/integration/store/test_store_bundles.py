@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 
+from knowstore.bank import EncodedExpert, encode
 from knowstore.config import BankConfig, ModelConfig
 from knowstore.errors import ConfigError, FingerprintError, KnowledgeStoreError, PassageError, SourceError
 from knowstore.records import Passage
@@ -146,6 +149,63 @@ def _flip_a_byte(path: Path, at: float) -> None:
     path.write_bytes(bytes(data))
 
 
+def _forge(bundle: Path, change: Callable[[EncodedExpert], EncodedExpert]) -> None:
+    """Change experts and seal them anew, as whoever wrote the bundle can."""
+    path = bundle / "experts.parquet"
+    table = pq.read_table(path)
+    rows = []
+    for row in table.to_pylist():
+        changed = change(EncodedExpert(**(row | {"segment_ranks": tuple(row["segment_ranks"])})))
+        rows.append(asdict(replace(changed, checksum=changed.seal())))
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def _nines(rows: list[object]) -> list[object]:
+    return [np.full(len(row) // 2, 9, np.float16).tobytes() for row in rows if isinstance(row, bytes)]
+
+
+def _of(change: Callable[[str, np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Puts other tensors in the place of an expert's."""
+
+    def tensors(expert: EncodedExpert) -> dict[str, np.ndarray]:
+        return {name: change(name, tensor) for name, tensor in expert.decode().tensors.items()}
+
+    return lambda bundle: _forge(bundle, lambda expert: replace(expert, data=encode(tensors(expert), "float32")))
+
+
+def _latent(**changes: object) -> Callable[[Path], None]:
+    """Puts a latent in an expert's place, of the shape that the tiny `tokens` hypernetwork makes but for `changes`."""
+
+    def forged(expert: EncodedExpert) -> EncodedExpert:
+        rank = expert.rank
+        arrays = {"code": np.ones((rank, 8), np.float32), "ids": np.ones(rank, int), "before": np.array([-1])} | changes
+        return replace(expert, form="latent", codec="latent", data=encode(arrays, "latent"))
+
+    return lambda bundle: _forge(bundle, forged)
+
+
+def _wider(_: str, tensor: np.ndarray) -> np.ndarray:
+    """Of 32 more columns or rows, whichever are the LLM's width."""
+    return np.pad(tensor, [(0, 32 if size == 32 else 0) for size in tensor.shape])
+
+
+def _not_finite(expert: EncodedExpert) -> EncodedExpert:
+    tensors = {name: np.full_like(tensor, np.nan) for name, tensor in expert.decode().tensors.items()}
+    return replace(expert, data=save(tensors))
+
+
+def _as_factors(expert: EncodedExpert) -> EncodedExpert:
+    up, down = np.ones((32, expert.rank), np.float32), np.ones((expert.rank, 32), np.float32)
+    data = encode({"up1": up, "up2": down, "dw1": up, "dw2": down}, "float32")
+    return replace(expert, form="factors", segment_ranks=(expert.rank,), data=data)
+
+
+def _of_many_neurons(expert: EncodedExpert) -> EncodedExpert:
+    rank = 129  # the tiny hypernetwork reads 128 tokens
+    data = encode({"up": np.ones((32, rank), np.float32), "down": np.ones((rank, 32), np.float32)}, "float32")
+    return replace(expert, rank=rank, segment_ranks=(rank,), data=data)
+
+
 def _other_manifest(bundle: Path, **changes: object) -> None:
     path = bundle / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -197,6 +257,25 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "ids are structs": lambda b: _retype(b / "passages.parquet", "id", lambda n: pa.array([{"a": 1}] * n)),
     "sources are lists": lambda b: _retype(b / "sources.parquet", "source", lambda n: pa.array([["a"]] * n)),
     "ranks are text": lambda b: _retype(b / "experts.parquet", "rank", lambda n: pa.array(["4"] * n)),
+    "data that are no expert": lambda b: _forge(b, lambda expert: replace(expert, data=b"oops")),
+    "tensors that are not finite": lambda b: _forge(b, _not_finite),
+    "experts for another width": _of(_wider),
+    "experts of another form": lambda b: _forge(b, _as_factors),
+    "a form that is none": lambda b: _forge(b, lambda expert: replace(expert, form="oops")),  # type: ignore[arg-type]
+    "a codec that is none": lambda b: _forge(b, lambda expert: replace(expert, codec="oops")),  # type: ignore[arg-type]
+    "a rank of other tensors": lambda b: _forge(b, lambda expert: replace(expert, rank=10**6)),
+    "more neurons than are made": lambda b: _forge(b, _of_many_neurons),
+    "no segments": lambda b: _forge(b, lambda expert: replace(expert, segment_ranks=())),
+    "segments without end": lambda b: _forge(
+        b, lambda expert: replace(expert, segment_ranks=(*[0] * 1000, expert.rank))
+    ),
+    "latents without a code": _latent(code=np.ones(3, np.float32)),
+    "latents with other arrays": _latent(more=np.ones(1, np.float32)),
+    "latents of words that there are none of": _latent(before=np.array([10**6])),
+    "latents of words below zero": _latent(before=np.array([-2])),
+    "dates that are none": lambda b: _rewrite(b / "passages.parquet", date=lambda days: ["\x1b[2J now"] * len(days)),
+    "vectors of any length": lambda b: _rewrite(b / "passages.parquet", vector=lambda rows: [[1e30] * 32] * len(rows)),
+    "sentence vectors of any length": lambda b: _rewrite(b / "passages.parquet", segment_vectors=_nines),
     "lists without end": lambda b: _retype(b / "experts.parquet", "segment_ranks", _endless_lists),
 }
 
@@ -213,6 +292,54 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_changed(
     assert isinstance(refused.value, SourceError) or "checksum" in str(refused.value)
     assert ([one.passage for one in store.passages()], store.verify().problems) == ([facts[5]], ())
     assert (store.catalog.staged(), store.stats().experts) == (None, 1)
+
+
+def test_a_passage_of_another_source_than_it_is_placed_in_is_from_where_it_is_placed(
+    bundle: Path, open_store: Open
+) -> None:
+    _rewrite(bundle / "passages.parquet", source=lambda sources: ["another"] * len(sources))
+    store = open_store()
+    store.import_(bundle)
+    assert store.verify().problems == ()
+    assert {one.passage.source for one in store.passages()} <= {source for source, _ in store.catalog.sources()}
+
+
+def test_latents_are_imported_and_one_that_cannot_be_mounted_is_not(
+    bundle: Path, open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
+    _latent()(bundle)
+    assert open_store("forged").import_(bundle).passages_added == 4
+    store = open_store("latents", bank=BankConfig(codec="latent"))
+    store.add(facts[:4])
+    store.export(tmp_path / "latents-bundle")
+    copy = open_store("copy")
+    assert copy.import_(tmp_path / "latents-bundle").passages_added == 4
+    assert (len(copy.ask("When was Rome founded?").experts), copy.verify().problems) == (4, ())
+
+
+FORGERIES_OF_FACTORS: dict[str, Callable[[EncodedExpert], EncodedExpert]] = {
+    "a latent without its array": lambda expert: replace(
+        expert, form="latent", codec="latent", data=encode({"x": np.ones(5, np.float32)}, "latent")
+    ),
+    "two segments": lambda expert: replace(expert, segment_ranks=(1, 2)),
+    "another rank": lambda expert: replace(_as_factors(replace(expert, rank=4)), rank=4),
+    "another form": lambda expert: replace(_of_many_neurons(expert), form="neurons"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES_OF_FACTORS)
+def test_experts_that_the_paper_s_hypernetwork_cannot_have_made_are_refused(
+    forgery: str, open_store: Open, facts: list[Passage], pooled: ModelConfig, tmp_path: Path
+) -> None:
+    store = open_store("origin", models=pooled)
+    store.add(facts[:4])
+    store.export(tmp_path / "bundle")
+    copy = open_store(models=pooled)
+    assert copy.import_(tmp_path / "bundle").passages_added == 4
+    copy.rollback(1)
+    _forge(tmp_path / "bundle", FORGERIES_OF_FACTORS[forgery])
+    with pytest.raises(SourceError, match="hypernetwork"):
+        open_store("other", models=pooled).import_(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.8])

@@ -7,14 +7,17 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pytest
 from lancedb.table import Table
 
+from knowstore.bank import ExpertBank
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError
 from knowstore.records import Passage
@@ -123,6 +126,14 @@ def _sql(statement: str, *, keys: bool = True) -> Damage:
     return damage
 
 
+def _widen(store: KnowledgeStore, facts: list[Passage]) -> None:
+    """An expert of twice the LLM's width, sealed like every other."""
+    bank = ExpertBank.open(str(store.layout.tables), fingerprint=store.models.fingerprints["experts"])
+    (expert,) = bank.get([facts[0].passage_id]).values()
+    up, down = (np.ones(shape, np.float32) for shape in ((64, expert.rank), (expert.rank, 64)))
+    bank.add([replace(expert, tensors={"up": up, "down": down})], "float32", batch_id=1)
+
+
 MENDED: dict[str, tuple[Damage, set[str]]] = {
     "swapped texts": (_swap_passages("text", "title", "date"), {"damaged passage"}),
     "swapped ids": (_swap_passages("id"), {"damaged passage"}),
@@ -150,6 +161,7 @@ MENDED: dict[str, tuple[Damage, set[str]]] = {
     "lost placement of a removed one": (
         _sql("DELETE FROM placements WHERE passage_id = '{removed}'"), {"orphan passage", "wrong counts"},
     ),
+    "expert of another width": (_widen, {"damaged expert"}),
     "batch given up": (_sql("UPDATE edit_batches SET state = 'discarded' WHERE id = 2"), {"wrong batch state"}),
     "wrong counts": (_sql("UPDATE edit_batches SET n_added = 77 WHERE id = 1"), {"wrong counts"}),
     "damaged fingerprints": (
