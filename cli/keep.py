@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,8 @@ from .output import count
 from .registration import app, command
 from .session import Session
 
-_PROBES = "probes.jsonl"  # in an exported folder
+if TYPE_CHECKING:
+    from knowstore.records import Probe
 
 
 @command(app, example="knowstore verify")
@@ -44,12 +45,16 @@ def export(
     session: Session, folder: Annotated[Path, typer.Argument(help="A folder that is new or empty.", show_default=False)]
 ) -> None:
     """Write the live passages, their experts and probes to a folder that `knowstore import` reads."""
-    from knowstore.audits import live_probes, write_probes
+    from knowstore.audits import live_probes, probes_text
 
     with session.open() as store:
-        n_passages = store.export(folder)
-        probes = live_probes(store)
-        write_probes(folder / _PROBES, probes)
+        probes: list[Probe] = []
+
+        def rows() -> str:
+            probes[:] = live_probes(store)
+            return probes_text(probes)
+
+        n_passages = store.export(folder, probes=rows)
     said = " and ".join([count(n_passages, "passage"), *([count(len(probes), "probe")] if probes else [])])
     record = {"folder": str(folder), "passages": n_passages, "probes": len(probes)}
     session.output.result(record, f"{said} in {folder}", [n_passages])
@@ -64,9 +69,10 @@ def import_(
 ) -> None:
     """Add what `knowstore export` wrote, as one edit batch."""
     from knowstore.audits import read_probes
+    from knowstore.store import PROBES_FILE
 
     session.kept = KEPT
-    asked = read_probes(folder / _PROBES) if (folder / _PROBES).is_file() else None
+    asked = read_probes(folder / PROBES_FILE) if (folder / PROBES_FILE).is_file() else None
     with session.open(create=True) as store:
         report = store.import_(folder, note=note)
         show_report(session.output, report, store)

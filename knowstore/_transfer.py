@@ -29,7 +29,10 @@ from knowstore.records import Passage
 from knowstore.sources import leaf_columns, read_batches
 
 _FORMAT = 1
-_FILES = ("passages.parquet", "experts.parquet", "sources.parquet", "manifest.json")
+_MANIFEST = "manifest.json"
+PROBES_FILE = "probes.jsonl"
+_UNFINISHED = "manifest.json.part"  # there from the first file of an export until the manifest takes its place
+_FILES = ("passages.parquet", "experts.parquet", "sources.parquet", PROBES_FILE, _UNFINISHED)
 _ROWS = 256  # rows in memory
 _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -44,12 +47,18 @@ def export(
     table: PassageTable,
     bank: ExpertBank,
     fingerprints: dict[str, str],
+    probes: str | None,
 ) -> int:
-    """Write the placements `pairs`, live at `head`, to `folder`; see `KnowledgeStore.export`."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Write the placements `pairs`, live at `head`, and the rows of `probes` to `folder`; see `KnowledgeStore.export`.
+    The manifest comes last: what has none is no bundle."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    is_cut_short = _UNFINISHED in found and found <= set(_FILES)
+    if (found and not is_cut_short) or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with _emptied_on_failure(folder):
+        _empty(folder)
+        (folder / _UNFINISHED).touch()
         ids = {passage_id for passage_id, _ in pairs}
         missing = {"passages": set(ids), "experts": set(ids)}
         writer = None
@@ -86,8 +95,12 @@ def export(
         schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
         sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
         pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")
-        manifest = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        manifest: dict[str, object] = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
+        if probes is not None:
+            (folder / PROBES_FILE).write_text(probes, "utf-8")
+            manifest["probes"] = PROBES_FILE
+        (folder / _UNFINISHED).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    (folder / _UNFINISHED).replace(folder / _MANIFEST)
     return len(ids)
 
 
@@ -96,9 +109,14 @@ def _emptied_on_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
+        _empty(folder)
         raise
+
+
+def _empty(folder: Path) -> None:
+    """Delete what an export wrote that was not finished; what tells that it was one goes last."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,7 @@ class Bundle:
     @classmethod
     def open(cls, folder: Path) -> Bundle:
         """Read the manifest; see `KnowledgeStore.import_` for what is raised."""
-        path = folder / "manifest.json"
+        path = folder / _MANIFEST
         try:
             _check_regular(path)
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
@@ -119,6 +137,8 @@ class Bundle:
             manifest = json.loads(path.read_text("utf-8"))
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']}, expected {_FORMAT}")
+            if manifest.get("probes") is not None and not (folder / PROBES_FILE).is_file():
+                raise ValueError(f"it names {PROBES_FILE}, which is not there")
             return cls(folder, {str(key): str(value) for key, value in manifest["fingerprints"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(path, error) from error

@@ -22,6 +22,7 @@ from knowstore._layout import Folder, Layout, check_catalog
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._mining import passage_search as passage_search  # for `knowstore train reranker`
 from knowstore._tables import State, Tables
+from knowstore._transfer import PROBES_FILE as PROBES_FILE  # for `knowstore import`
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog, Change
 from knowstore.config import (
@@ -650,21 +651,30 @@ class KnowledgeStore:
         with self._writer():
             return _reexpert.drop_others(self.layout, self.catalog)
 
-    def export(self, folder: Path) -> int:
+    def export(self, folder: Path, *, probes: Callable[[], str] | None = None) -> int:
         """Write live passages, vectors and experts to a folder that `import_` reads; returns how many. When it fails,
-        the folder is left empty.
+        the folder is left empty; what an export left that was killed is deleted by the next one into its folder.
+
+        Args:
+            folder: one that is new or empty.
+            probes: gives the rows of the probes that go with what is live, of the same state as all that is exported;
+                it is asked again when the store changes meanwhile.
 
         Raises:
             ConfigError: the folder is not empty.
+            PassageError: the store is damaged.
         """
 
-        def write(state: State, pairs: list[tuple[str, str]]) -> int:
+        def write(state: State, found: tuple[list[tuple[str, str]], str | None]) -> int:
             table, bank = state.tables or (self._tables.passages(), self._tables.bank())
             recorded = cast(dict[str, str], state.recorded)
             fingerprints = {role: digest for role, digest in recorded.items() if role != "bank"}
-            return _transfer.export(folder, state.head, pairs, table, bank, fingerprints)
+            pairs, rows = found
+            return _transfer.export(folder, state.head, pairs, table, bank, fingerprints, rows)
 
-        return self._tables.in_one_state(write, self.catalog.live_placements)
+        return self._tables.in_one_state(
+            write, lambda: (self.catalog.live_placements(), None if probes is None else probes())
+        )
 
     def import_(self, folder: Path, *, note: str = "") -> IngestReport:
         """Add the passages and experts of an exported bank as one edit batch; nothing is generated anew.

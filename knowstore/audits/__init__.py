@@ -8,6 +8,7 @@ from knowstore.audits.probes import (
     add_probes,
     live_probes,
     probe_row,
+    probes_text,
     read_probes,
     write_probes,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "live_probes",
     "make_probes",
     "probe_row",
+    "probes_text",
     "read_probes",
     "run_audit",
     "summarise",

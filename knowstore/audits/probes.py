@@ -60,7 +60,12 @@ def read_probes(path: Path) -> ProbesFile:
 
 def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     """Write probes as the rows that `read_probes` reads."""
-    path.write_text("".join(json.dumps(probe_row(probe)) + "\n" for probe in probes), "utf-8")
+    path.write_text(probes_text(probes), "utf-8")
+
+
+def probes_text(probes: Sequence[Probe]) -> str:
+    """Probes as the text of a probes file."""
+    return "".join(json.dumps(probe_row(probe)) + "\n" for probe in probes)
 
 
 def probe_row(probe: Probe) -> dict[str, Any]:

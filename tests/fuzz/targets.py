@@ -281,7 +281,10 @@ def _check_manifest(data: bytes) -> None:
 
 
 _manifest = st.one_of(
-    json_values, st.fixed_dictionaries({"format": st.just(1), "fingerprints": json_values, "passages": json_values})
+    json_values,
+    st.fixed_dictionaries(
+        {"format": st.just(1), "fingerprints": json_values, "passages": json_values}, optional={"probes": json_values}
+    ),
 ).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
 
 

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -85,6 +87,77 @@ def test_an_export_that_fails_leaves_its_folder_empty_to_be_run_again(
             store.export(tmp_path / "again")
     assert list((tmp_path / "again").iterdir()) == []
     assert store.export(tmp_path / "again") == 4
+
+
+_KILLED_AT = {
+    "passages": "pq.ParquetWriter.close = kill",
+    "sources": "pq.write_table = kill",
+    "probes": "Path.write_text = kill",
+    "manifest": "Path.replace = kill",
+}
+
+
+@pytest.mark.parametrize("at", _KILLED_AT)
+def test_an_export_that_is_killed_is_no_bundle_and_is_begun_anew(
+    at: str,
+    open_store: Open,
+    facts: list[Passage],
+    tmp_path: Path,
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    killed = start_python(
+        "import pyarrow.parquet as pq\n"
+        "def kill(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{_KILLED_AT[at]}\n"
+        "store.export(Path(sys.argv[1]), probes=lambda: 'a probe')\n",
+        str(tmp_path / "bundle"),
+    )
+    _, said = killed.communicate(timeout=240)
+    assert killed.returncode == -signal.SIGKILL, said
+    assert any((tmp_path / "bundle").iterdir())
+    with pytest.raises(SourceError, match="exported bank"):
+        open_store("copy").import_(tmp_path / "bundle")
+    assert store.export(tmp_path / "bundle") == 2
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "experts.parquet", "manifest.json", "passages.parquet", "sources.parquet",
+    }  # fmt: skip
+    assert open_store("copy").import_(tmp_path / "bundle").passages_added == 2
+
+
+def test_a_folder_with_files_of_somebody_else_is_never_emptied(
+    exported: Path, open_store: Open, tmp_path: Path
+) -> None:
+    for names in (["passages.parquet"], ["probes.jsonl"], ["manifest.json.part", "notes.txt"]):
+        folder = tmp_path / names[-1]
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("mine")
+        with pytest.raises(ConfigError, match="empty folder"):
+            open_store(exported / "origin").export(folder)
+        assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_probes_of_a_bundle_are_of_its_state_and_are_missed(
+    open_store: Open, facts: list[Passage], tmp_path: Path
+) -> None:
+    store, other = open_store(), open_store()
+    store.add(facts[:1])
+
+    def probes() -> str:
+        if len(store.passages()) == 1:
+            other.add(facts[1:2])
+            return "of the state before"
+        return "of this state"
+
+    assert store.export(tmp_path / "bundle", probes=probes) == 2
+    assert (tmp_path / "bundle" / "probes.jsonl").read_text() == "of this state"
+    (tmp_path / "bundle" / "probes.jsonl").unlink()
+    copy = open_store("copy")
+    with pytest.raises(SourceError, match=r"names probes\.jsonl, which is not there"):
+        copy.import_(tmp_path / "bundle")
+    assert copy.passages() == []
 
 
 def test_a_damaged_store_is_not_exported(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
