@@ -11,7 +11,7 @@ from knowstore._ingest import counted, stored_batches
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore._tables import Tables
 from knowstore._upkeep import finish_purge, intervals, parts, recover
-from knowstore._verification import Expected, verify
+from knowstore._verification import Expected, index_problems, verify
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog
 from knowstore.config import Codec
@@ -39,6 +39,7 @@ def repair(
     except PassageError:
         return verify(catalog, tables, models, on_progress)
     bank = _readable_bank(tables)
+    _rebuild_indexes(table, bank)  # first: by them rows are found that are to be changed
     finish_purge(catalog, table, tables.banks())
     recover(catalog, table, bank)
     work = _Work(catalog, table, bank, models, codec, on_progress)
@@ -46,7 +47,6 @@ def repair(
     work.rebuild_passages()
     work.settle_rows()
     work.make_experts()
-    work.rebuild_indexes()
     catalog.mend()
     report = verify(catalog, tables, models, on_progress)
     return replace(report, clean=report.clean and not work.lost, problems=(*report.problems, *work.lost))
@@ -74,6 +74,14 @@ def _readable_bank(tables: Tables) -> ExpertBank:
     except BankError:
         bank.clear()
     return bank
+
+
+def _rebuild_indexes(table: PassageTable, bank: ExpertBank) -> None:
+    """Every index of a table anew when one of them does not find what there is."""
+    if index_problems(table, {passage_id for passage_id, _, _ in intervals(table)}):
+        table.optimize(retrain=True)
+    if index_problems(bank, bank.ids()):
+        bank.rebuild_index()
 
 
 @dataclass(frozen=True)
@@ -177,15 +185,6 @@ class _Work:
         on_done = counted(self.on_progress, "generating experts", len(wanted))
         batches = stored_batches(self.table, wanted)
         InProcess(self.models).remake(batches, self.bank, self.codec, self.catalog.head(), on_done)
-
-    def rebuild_indexes(self) -> None:
-        """Every index anew when one of them does not find what there is."""
-        try:
-            problems = self.table.index_problems({passage_id for passage_id, _, _ in intervals(self.table)})
-        except PassageError:
-            problems = ["an index cannot be read"]
-        if problems:
-            self.table.optimize(retrain=True)
 
 
 def _end(one: ExaminedRow, expected: Expected) -> int | None:

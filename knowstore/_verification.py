@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -112,6 +112,14 @@ def _state(catalog: Catalog, tables: Iterable[PassageTable | ExpertBank | None])
     return catalog.head(), [None if table is None else table.version for table in tables]
 
 
+def index_problems(table: PassageTable | ExpertBank, ids: Collection[str]) -> list[str]:
+    """What a table's indexes do not find of the rows with these ids, or why they cannot be read."""
+    try:
+        return table.index_problems(ids)
+    except (PassageError, BankError) as error:
+        return [error.what]
+
+
 class _Findings:
     """Collects problems, and what a table that cannot be read leaves unknown."""
 
@@ -161,15 +169,11 @@ class _Findings:
                 self.add("damaged passage", f"{one.passage_id}: {one.problem}")
             elif expected.is_wrong_source(one):
                 self.add("wrong source", f"passage {one.passage_id} never came from where the table says")
-        self._indexes(table, rows)
+        self._indexes(table, rows.keys())
         return rows
 
-    def _indexes(self, table: PassageTable, rows: Counter[str]) -> None:
-        try:
-            problems = table.index_problems(rows.keys())
-        except PassageError as error:
-            problems = [error.what]
-        for problem in problems:
+    def _indexes(self, table: PassageTable | ExpertBank, ids: Collection[str]) -> None:
+        for problem in index_problems(table, ids):
             self.add("damaged index", problem)
 
     def _visibility(self, expected: Expected, passage_id: str, live_from: int, live_to: int) -> None:
@@ -193,6 +197,7 @@ class _Findings:
                 self._on_progress("verifying", self.n_experts, None)
         for passage_id, problem in bank.verify(shape=models.shape_of(bank.fingerprint)):
             self.add("damaged expert", f"{passage_id}: {problem.what}")
+        self._indexes(bank, seen)
         if rows is not None:
             for passage_id in sorted((expected.live & rows.keys()) - seen):
                 self.add("missing expert", f"passage {passage_id} has none")

@@ -4,9 +4,10 @@ anew, and old versions that are deleted."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,18 @@ _CHUNK = 2_000  # ids in one condition
 _TRIES = 5
 _AGE = timedelta(milliseconds=1)  # of the versions that are deleted; LanceDB warns of less
 _PATIENCE_S = 10.0  # with a clock that was set back a little
+
+_T = TypeVar("_T")
+
+
+def run(query: Callable[[LanceTable], _T], table: LanceTable) -> _T:
+    """A query's result; a panic within LanceDB, as a damaged index causes it, becomes a RuntimeError."""
+    try:
+        return query(table)
+    except Exception as error:
+        if type(error).__name__ != "RustPanic":
+            raise
+        raise RuntimeError(f"LanceDB panicked: {error}") from error
 
 
 def chunks(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -27,7 +27,7 @@ from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
-from knowstore.lance import LANCE_ERRORS, chunks, delete_history, write_without
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, run, write_without
 from knowstore.records import well_formed
 
 NAME = "experts"
@@ -258,7 +258,7 @@ class ExpertBank:
             BankError: a file that is not there, or a failed write; nothing was changed but for what is to be replaced.
             ConfigError: pylance is not installed.
         """
-        self.delete({row["id"] for chunk in chunks(ids) for row in self._select(_is_in(chunk), ["id"])})
+        self.delete(self._stored(ids))
         with self._writing() as table:
             fragments.commit(self.uri, self.name, written)
             table.checkout_latest()  # type: ignore[no-untyped-call]
@@ -317,6 +317,12 @@ class ExpertBank:
             index = table.index_stats(indices[0].name) if indices else None
             n_unindexed = stats["num_rows"] if index is None else index.num_unindexed_rows
             if n_unindexed >= _ID_INDEX_ROWS:
+                table.create_index("id", config=BTree(), replace=True)
+
+    def rebuild_index(self) -> None:
+        """Build the index of ids anew, where there is one."""
+        with self._writing() as table:
+            if list(table.list_indices()):
                 table.create_index("id", config=BTree(), replace=True)
 
     def _upsert(self, experts: Iterator[EncodedExpert]) -> int:
@@ -464,7 +470,22 @@ class ExpertBank:
         for passage_id in sorted(set(ids or ()) - seen):
             yield passage_id, _problem(f"passage {passage_id} has no expert")
 
+    def index_problems(self, ids: Collection[str]) -> list[str]:
+        """What the index of ids does not find of the experts there are; empty when it is sound.
+
+        Args:
+            ids: of all experts, as reading the whole bank gave them.
+
+        Raises:
+            BankError: the index cannot be read.
+        """
+        lost = set(ids) - self._stored(ids)
+        return [f"the index of the bank does not find {len(lost)} experts, {min(lost)} first"] if lost else []
+
     # LanceDB
+
+    def _stored(self, ids: Collection[str]) -> set[str]:
+        return {row["id"] for chunk in chunks(ids) for row in self._select(_is_in(chunk), ["id"])}
 
     def _check_fingerprint(self, expert: EncodedExpert) -> None:
         if self.fingerprint is not None and expert.fingerprint != self.fingerprint:
@@ -488,7 +509,7 @@ class ExpertBank:
 
     def _read(self, query: Callable[[LanceTable], _T]) -> _T:
         try:
-            return query(self._table)
+            return run(query, self._table)
         except LANCE_ERRORS as error:
             if self._is_fixed:
                 raise _unreadable(error) from error
@@ -498,7 +519,7 @@ class ExpertBank:
             if self._table.version == version:
                 raise first_error
             self._cache.clear()
-            return query(self._table)
+            return run(query, self._table)
         except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 

@@ -29,7 +29,7 @@ from lancedb.table import LanceTable
 
 from knowstore.config import Filters
 from knowstore.errors import PassageError
-from knowstore.lance import LANCE_ERRORS, chunks, delete_history, write_without
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, run, write_without
 from knowstore.passages.filters import is_in, where
 from knowstore.passages.rows import (
     LIVE,
@@ -56,7 +56,7 @@ _STALE = 0.25  # share of the rows that an index may lack; LanceDB scans these
 _STALE_TEXT = 0.01  # a scan of text is slow, and weighs words a little otherwise than the index
 _MOST_FILES = 32  # a search of as many takes hardly longer
 _HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
-_PROBED_ROWS = 200  # passages by which a full-text index is tried
+_PROBED_ROWS = 200  # passages by which the indexes of text and of vectors are tried
 # letters between blanks: what is joined to them is one word with them
 _WORD = re.compile(r"(?<!\S)[A-Za-z]{4,30}(?!\S)")
 _PROBES = 32  # partitions of an ANN index that a query visits
@@ -294,6 +294,9 @@ class PassageTable:
             share = _STALE_TEXT if column in _TEXT_COLUMNS else _STALE
             if rebuild or column not in present or self._is_stale(present[column], share):
                 self._table.create_index(column, config=config)
+        if rebuild:
+            for column in present.keys() - wanted.keys():
+                self._table.drop_index(present[column])
 
     def _is_stale(self, index: str, share: float) -> bool:
         stats = self._table.index_stats(index)
@@ -327,18 +330,32 @@ class PassageTable:
         """What the indexes do not find of the rows there are; empty when they are sound.
 
         Args:
-            ids: of all rows, as reading the whole table gave them. The full-text index is tried on some of them.
+            ids: of all rows, as reading the whole table gave them. The indexes of text and of vectors are tried on some
+                of them.
+
+        Raises:
+            PassageError: an index cannot be read.
         """
         indexed = {column for index in self._table.list_indices() for column in index.columns}
         problems = [f"there is no full-text index of {column}" for column in _TEXT_COLUMNS if column not in indexed]
         if "id" in indexed and (lost := set(ids) - self.existing(ids)):
             problems.append(f"the index of ids does not find {len(lost)} passages, {min(lost)} first")
         if not problems:
-            step = max(1, len(ids) // _PROBED_ROWS)
-            unfound = [row.id for row in self.get(sorted(ids)[::step], at=None) if not self._is_found(row)]
-            if unfound:
-                problems.append(f"the full-text index does not find {len(unfound)} passages, {unfound[0]} first")
+            tried = self.get(sorted(ids)[:: max(1, len(ids) // _PROBED_ROWS)], at=None)
+            ways = {"full-text index": self._is_found}
+            if "vector" in indexed:
+                ways["index of vectors"] = self._is_found_by_vector
+            for name, is_found in ways.items():
+                if unfound := [row.id for row in tried if not is_found(row)]:
+                    problems.append(f"the {name} does not find {len(unfound)} passages, {unfound[0]} first")
         return problems
+
+    def _is_found_by_vector(self, row: StoredRow) -> bool:
+        """Whether a search with a row's own vector finds it, with that vector."""
+        vector, condition = np.asarray(row.vector, np.float32), is_in("id", [row.id])
+        found = self._read(lambda table: _nearest(table, vector, condition, 1)).to_pylist()
+        squared = float(vector @ vector)
+        return bool(found) and abs(1 - found[0]["_distance"] - squared) <= _TIE * max(1.0, squared)
 
     def _is_found(self, row: StoredRow) -> bool:
         """Whether a text search finds a row by its longest plain word; true where it has none."""
@@ -491,7 +508,7 @@ class PassageTable:
 
     def _read(self, query: Callable[[LanceTable], _T]) -> _T:
         try:
-            return _run(query, self._table)
+            return run(query, self._table)
         except LANCE_ERRORS as error:
             if self._is_fixed:
                 raise _unreadable(error) from error
@@ -500,7 +517,7 @@ class PassageTable:
             self._table.checkout_latest()  # type: ignore[no-untyped-call]
             if self._table.version == version:
                 raise first_error
-            return _run(query, self._table)
+            return run(query, self._table)
         except LANCE_ERRORS as error:
             raise _unreadable(error) from error
 
@@ -536,16 +553,6 @@ def _full_text() -> FTS:
     # ICU finds words in every script, also where no blanks are set; its stop words are those of all
     # languages at once, "city" (stemmed) among them, so they stay in and BM25 weighs them down
     return FTS(base_tokenizer="icu", remove_stop_words=False)
-
-
-def _run(query: Callable[[LanceTable], _T], table: LanceTable) -> _T:
-    """A query's result; a panic within LanceDB, as a damaged index causes it, becomes a RuntimeError."""
-    try:
-        return query(table)
-    except Exception as error:
-        if type(error).__name__ != "RustPanic":
-            raise
-        raise RuntimeError(f"LanceDB panicked: {error}") from error
 
 
 def _all_of(*conditions: str | None) -> str | None:

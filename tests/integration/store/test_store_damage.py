@@ -20,6 +20,7 @@ from lancedb.table import Table
 from knowstore.bank import ExpertBank
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError
+from knowstore.passages import PassageTable
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
@@ -249,6 +250,68 @@ def test_a_passages_table_of_which_nothing_can_be_read_is_named_with_what_to_do(
     for report in (fresh.verify(), fresh.verify(repair=True)):
         assert {problem.kind for problem in report.problems} == {"unreadable passages"}
     assert "backup" in report.problems[0].fix
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _turned(data: bytes) -> bytes:
+    """With every bit of the first third turned over, where the indexes keep their vectors and ids."""
+    third = len(data) // 3
+    return bytes(byte ^ 0xFF for byte in data[:third]) + data[third:]
+
+
+SPOILED = [
+    ("passages.lance/_indices/*/*.idx", _cut), ("passages.lance/_indices/*/*.idx", None),
+    ("passages.lance/_indices/*/auxiliary.idx", _turned), ("experts.lance/_indices/*/page_*.lance", _cut),
+    ("experts.lance/_indices/*/page_*.lance", None), ("experts.lance/_indices/*/page_data.lance", _turned),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "spoil"), SPOILED)
+def test_damaged_indexes_of_vectors_and_of_experts_are_named_and_built_anew(
+    files: str,
+    spoil: Callable[[bytes], bytes] | None,
+    facts: list[Passage],
+    open_store: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PassageTable, "ann_rows", 1)
+    monkeypatch.setattr("knowstore.bank.bank._ID_INDEX_ROWS", 1)
+    store = open_store()
+    store.add(facts)
+    before = _seen(store)
+    assert store.verify().problems == ()
+    found = list(store.layout.tables.glob(files))
+    assert found
+    for file in found:
+        if spoil is None:
+            file.unlink()
+        else:
+            file.write_bytes(spoil(file.read_bytes()))
+    fresh = open_store()
+    report = fresh.verify()
+    assert {(one.kind, "verify --repair" in one.fix) for one in report.problems} == {("damaged index", True)}
+    assert fresh.verify(repair=True).problems == ()
+    repaired = open_store()
+    assert (_seen(repaired), repaired.verify().problems) == (before, ())
+    assert repaired.ask("When was Rome founded?").experts
+
+
+def test_an_index_of_vectors_that_is_needed_no_longer_goes_when_it_is_damaged(
+    facts: list[Passage], open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PassageTable, "ann_rows", 1)
+    store = open_store()
+    store.add(facts)
+    for file in store.layout.tables.glob("passages.lance/_indices/*/*.idx"):
+        file.unlink()
+    monkeypatch.setattr(PassageTable, "ann_rows", 100)
+    fresh = open_store()
+    assert {problem.kind for problem in fresh.verify().problems} == {"damaged index"}
+    assert fresh.verify(repair=True).problems == ()
+    assert len(open_store().retrieve("When was Rome founded?")) == len(facts)
 
 
 def test_a_table_without_checksums_is_read_and_verified(
