@@ -28,7 +28,7 @@ def repair(
     on_progress: OnProgress | None,
 ) -> VerifyReport:
     """Mend what the catalog, the ids and the passages' text determine, then verify again. What cannot be mended (a
-    live passage whose text is gone) is what the report still holds.
+    passage, live or removed, whose text is gone) is what the report still holds.
 
     Raises:
         ConfigError: vectors or experts have to be made, by other models than those the store was made with.
@@ -114,7 +114,7 @@ class _Work:
     def rebuild_passages(self) -> None:
         """Rows that are not what was written, from the text that they or others still have."""
         expected = self.expected()
-        known = expected.intervals.keys() - expected.purged
+        known = expected.owned
         unsound = [one for one in self.table.examined() if one.problem]
         bad = {one.passage_id for one in unsound}
         checksums = {one.checksum for one in unsound if one.checksum}
@@ -149,7 +149,7 @@ class _Work:
             rows[passage_id] += 1
             if passage_id in expected.intervals and not expected.is_right(passage_id, live_from, live_to):
                 wrong.add(passage_id)
-        stored = rows.keys() & (expected.intervals.keys() - expected.purged)
+        stored = rows.keys() & expected.owned
         self.table.delete(rows.keys() - stored)
         twice = {passage_id for passage_id in stored if rows[passage_id] > 1}
         self._write_once(sorted(twice), expected.head)
@@ -174,14 +174,15 @@ class _Work:
             self.table.set_interval(ids, *interval)
 
     def make_experts(self) -> None:
-        """Experts of every stored passage that has none, or a damaged one; none of anything else."""
+        """Experts of every stored passage that has none, or a damaged one; none of what no batch added. That of a
+        passage whose text is lost waits for it."""
         stored = {passage_id for passage_id, _, _ in intervals(self.table)}
         damaged = {passage_id for passage_id, _ in self.bank.verify(shape=self.models.shape_of(self.bank.fingerprint))}
         present = self.bank.ids()
         wanted = sorted(stored & damaged | stored - present)
         if wanted:
             self.models.check_store(self.catalog.setting("fingerprints"))
-        self.bank.delete((present - stored) | damaged)
+        self.bank.delete((present - stored - self.expected().owned) | damaged)
         on_done = counted(self.on_progress, "generating experts", len(wanted))
         batches = stored_batches(self.table, wanted)
         InProcess(self.models).remake(batches, self.bank, self.codec, self.catalog.head(), on_done)

@@ -59,17 +59,22 @@ class Expected:
     def live(self) -> set[str]:
         return {passage_id for passage_id, (_, last) in self.intervals.items() if last is None}
 
+    @property
+    def owned(self) -> set[str]:
+        """Passages whose rows and experts are kept: live ones, and removed ones, which a rollback brings back."""
+        return self.intervals.keys() - self.purged - set(self.pending)
+
     def is_wrong_source(self, one: ExaminedRow) -> bool:
         """Whether a sound row is said to be from where its passage never came from."""
         sources = self.sources.get(one.passage_id)
         return sources is not None and one.passage is not None and one.passage.source not in sources
 
     def is_right(self, passage_id: str, live_from: int, live_to: int) -> bool:
-        """Whether a row is visible when it should be, now and after any later batch."""
+        """Whether a row is visible when it should be; (0, 0) is a removed passage's whose return was discarded."""
         first, last = self.intervals[passage_id]
         if last is None:
             return live_from == first and live_to in (LIVE, self.staged)
-        return live_to <= self.head
+        return (live_from, live_to) in ((first, last), (0, 0))
 
 
 def verify(catalog: Catalog, tables: Tables, models: LoadedModels, on_progress: OnProgress | None) -> VerifyReport:
@@ -156,12 +161,8 @@ class _Findings:
         for passage_id, n in rows.items():
             if n > 1:
                 self.add("duplicate passage", f"passage {passage_id} is in the table {n} times")
-        for passage_id in sorted(expected.live - rows.keys()):
-            self.add(
-                "missing passage",
-                f"passage {passage_id} is live in the catalog and not in the table",
-                f"run `knowstore remove {passage_id}` and ingest its source again",
-            )
+        for passage_id in sorted(expected.owned - rows.keys()):
+            self._missing(passage_id, expected.intervals[passage_id][1])
         for passage_id in sorted(expected.purged & rows.keys()):
             self.add("purged passage", f"passage {passage_id} was purged and is in the table")
         for one in table.examined():
@@ -171,6 +172,15 @@ class _Findings:
                 self.add("wrong source", f"passage {one.passage_id} never came from where the table says")
         self._indexes(table, rows.keys())
         return rows
+
+    def _missing(self, passage_id: str, removed_by: int | None) -> None:
+        if removed_by is None:
+            what = f"passage {passage_id} is live in the catalog and not in the table"
+            fix = f"run `knowstore remove {passage_id}` and ingest its source again"
+        else:
+            what = f"passage {passage_id}, removed by batch {removed_by}, is lost: no rollback can bring it back"
+            fix = f"ingest its source again, or give it up with `knowstore remove {passage_id} --purge`"
+        self.add("missing passage", what, fix)
 
     def _indexes(self, table: PassageTable | ExpertBank, ids: Collection[str]) -> None:
         for problem in index_problems(table, ids):
@@ -188,10 +198,12 @@ class _Findings:
     def experts(self, expected: Expected, bank: ExpertBank, models: LoadedModels, rows: Counter[str] | None) -> None:
         """Problems of the bank; `rows` are the passages there are, None when nobody knows."""
         seen: set[str] = set()
+        kept = expected.owned
         for expert in bank.iter_encoded():
             self.n_experts += 1
             seen.add(expert.passage_id)
-            if rows is not None and expert.passage_id not in rows and expert.batch_id != expected.staged:
+            is_known = rows is None or expert.passage_id in rows or expert.passage_id in kept
+            if not is_known and expert.batch_id != expected.staged:
                 self.add("orphan expert", f"the expert of passage {expert.passage_id} has no passage")
             if self._on_progress is not None and self.n_experts % 1000 == 0:
                 self._on_progress("verifying", self.n_experts, None)
@@ -199,5 +211,5 @@ class _Findings:
             self.add("damaged expert", f"{passage_id}: {problem.what}")
         self._indexes(bank, seen)
         if rows is not None:
-            for passage_id in sorted((expected.live & rows.keys()) - seen):
+            for passage_id in sorted((kept & rows.keys()) - seen):
                 self.add("missing expert", f"passage {passage_id} has none")

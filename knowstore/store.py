@@ -352,7 +352,8 @@ class KnowledgeStore:
         ids = list(dict.fromkeys(passage_ids))
         with self._writer():
             live = self.catalog.live_ids(ids)
-            purgeable = self._tables.passages().existing(ids) | self.catalog.purged(ids) if purge else set()
+            known = self.catalog.purged(ids) | {passage_id for passage_id, _, _ in self.catalog.intervals(ids)}
+            purgeable = self._tables.passages().existing(ids) | known if purge else set()
             self._check_known(ids, live | purgeable)
             change, settings = Change([], self._live_pairs(sorted(live)), []), _upkeep.purging(ids if purge else [])
             batch, _ = self._commit("remove", change, None, note, settings)

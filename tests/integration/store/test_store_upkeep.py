@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import lancedb
 import pyarrow as pa
 import pytest
 from lancedb.table import Table
 
-from knowstore.errors import ExpertChecksumError
+from knowstore.errors import CatalogError, ExpertChecksumError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
 
@@ -68,6 +69,14 @@ def _removed_passage_is_visible(passages: Table, _experts: Table, _live: Passage
     passages.update(where=f"id = '{removed.passage_id}'", values={"live_to": 2**62})
 
 
+def _removed_passage_has_another_interval(passages: Table, _experts: Table, _live: Passage, removed: Passage) -> None:
+    passages.update(where=f"id = '{removed.passage_id}'", values={"live_from": 2, "live_to": 2})
+
+
+def _expert_of_a_removed_passage_is_lost(_passages: Table, experts: Table, _live: Passage, removed: Passage) -> None:
+    experts.delete(f"id = '{removed.passage_id}'")
+
+
 def _passage_is_there_twice(passages: Table, _experts: Table, live: Passage, _removed: Passage) -> None:
     _again(passages, live.passage_id)
 
@@ -87,6 +96,7 @@ def _passage_of_no_batch_is_staged(passages: Table, _experts: Table, live: Passa
 DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "expert lost": (_expert_is_lost, {"missing expert"}),
     "checksum": (_checksum_is_other, {"damaged expert"}),
+    "removed one's expert lost": (_expert_of_a_removed_passage_is_lost, {"missing expert"}),
     "fingerprint": (_fingerprint_is_other, {"damaged expert"}),
     "removed one's expert": (_expert_of_a_removed_passage_is_damaged, {"damaged expert"}),
     "expert twice": (_expert_is_there_twice, {"damaged expert"}),
@@ -96,6 +106,7 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "ends later": (_live_passage_has_an_end, {"wrong visibility"}),
     "other batch": (_live_passage_has_another_batch, {"wrong visibility"}),
     "visible": (_removed_passage_is_visible, {"wrong visibility"}),
+    "removed one's interval": (_removed_passage_has_another_interval, {"wrong visibility"}),
     "passage twice": (_passage_is_there_twice, {"duplicate passage"}),
     "removed passage twice": (_removed_passage_is_there_twice, {"duplicate passage"}),
     "orphan passage": (_passage_is_in_no_batch, {"orphan passage", "damaged passage"}),
@@ -146,6 +157,43 @@ def test_a_passage_whose_text_is_lost_is_reported_and_mended_by_ingesting_it_aga
     store.add([facts[0]])
     assert store.verify().problems == ()
     assert len(store.retrieve("Rome?")) == 3
+
+
+@pytest.mark.parametrize("tables", [["passages"], ["passages", "experts"]])
+@pytest.mark.parametrize("way_out", ["give it up", "ingest it again"])
+def test_a_removed_passage_whose_text_is_lost_is_reported_until_it_is_given_up_or_ingested_again(
+    tables: list[str], way_out: str, store: KnowledgeStore, facts: list[Passage]
+) -> None:
+    connection = lancedb.connect(store.layout.tables)
+    for name in tables:
+        connection.open_table(name).delete(f"id = '{facts[3].passage_id}'")
+    for report in (store.verify(), store.verify(repair=True)):
+        [problem] = report.problems
+        assert (report.clean, problem.kind) == (False, "missing passage")
+        assert f"passage {facts[3].passage_id}, removed by batch 3, is lost" in problem.detail
+        assert f"remove {facts[3].passage_id} --purge" in problem.fix
+    assert store.stats().experts == 5 - len(tables)  # that of a lost passage waits for it
+    if way_out == "give it up":
+        store.remove([facts[3].passage_id], purge=True)
+    else:
+        store.add([facts[3]])
+    assert (store.verify().problems, store.stats().experts) == ((), 3 if way_out == "give it up" else 4)
+    with pytest.raises(CatalogError, match="purged") if way_out == "give it up" else nullcontext():
+        store.rollback(3)
+
+
+def test_what_came_back_in_a_batch_that_was_never_committed_is_sound(
+    store: KnowledgeStore, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise CatalogError("no", kept="nothing", fix="none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.catalog, "commit", fail)
+        with pytest.raises(CatalogError):
+            store.rollback(3)
+    assert store.verify().problems == ()
+    assert store.rollback(3).restored == 1
 
 
 def test_a_rollback_to_a_passage_whose_text_is_lost_is_refused(
