@@ -353,11 +353,12 @@ class KnowledgeStore:
         with self._writer():
             live = self.catalog.live_ids(ids)
             known = self.catalog.purged(ids) | {passage_id for passage_id, _, _ in self.catalog.intervals(ids)}
-            purgeable = self._tables.passages().existing(ids) | known if purge else set()
+            is_purge = purge and self._tables.are_there
+            purgeable = self._tables.passages().existing(ids) | known if is_purge else set()
             self._check_known(ids, live | purgeable)
             change, settings = Change([], self._live_pairs(sorted(live)), []), _upkeep.purging(ids if purge else [])
             batch, _ = self._commit("remove", change, None, note, settings)
-            if purge:
+            if is_purge:
                 self.catalog.set_settings(settings)
                 _upkeep.finish_purge(self.catalog, self._tables.passages(), self._tables.banks())
                 self.forget()
@@ -490,11 +491,7 @@ class KnowledgeStore:
 
         answers = self._read(answer, at)
         if answers is None:
-            raise PassageError(
-                f"the store in {self.layout.location} holds no passage yet",
-                kept="nothing was asked",
-                fix="ingest something first: `knowstore ingest PATH`",
-            )
+            raise self._nothing_yet("asked")
         return answers
 
     def mount(
@@ -663,11 +660,13 @@ class KnowledgeStore:
 
         Raises:
             ConfigError: the folder is not empty.
-            PassageError: the store is damaged.
+            PassageError: the store is damaged, or was never given a passage.
         """
 
         def write(state: State, found: tuple[list[tuple[str, str]], str | None]) -> int:
-            table, bank = state.tables or (self._tables.passages(), self._tables.bank())
+            if state.head == 0 or state.tables is None:
+                raise self._nothing_yet("exported")
+            table, bank = state.tables
             recorded = cast(dict[str, str], state.recorded)
             fingerprints = {role: digest for role, digest in recorded.items() if role != "bank"}
             pairs, rows = found
@@ -878,6 +877,13 @@ class KnowledgeStore:
             self._followed, models = recorded, self.catalog.models()
             if models != self.models.config:
                 self.models = self.models.with_config(models)
+
+    def _nothing_yet(self, done: str) -> PassageError:
+        return PassageError(
+            f"the store in {self.layout.location} holds no passage yet",
+            kept=f"nothing was {done}",
+            fix="ingest something first: `knowstore ingest PATH`",
+        )
 
     def _live_pairs(self, passage_ids: Sequence[str]) -> list[tuple[str, str]]:
         if not passage_ids:
