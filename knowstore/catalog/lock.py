@@ -131,6 +131,10 @@ def _locked(holder: str) -> StoreLockedError:
 def _command() -> str:
     """What this process was started as, short, without passwords of URLs."""
     name = Path(sys.argv[0]).name if sys.argv else ""
-    line = " ".join([name, *sys.argv[1:]])
-    line = re.sub(r"://\S*@", "://***@", line)
-    return re.sub(r"(password|passfile)=\S+", r"\1=***", line)[:120]
+    return " ".join([name, *map(_without_passwords, sys.argv[1:])])[:120]
+
+
+def _without_passwords(argument: str) -> str:
+    """A password may hold blanks, and signs that belong into a URL only when they are escaped."""
+    shown = re.sub(r"://.*@", "://***@", argument, flags=re.DOTALL)
+    return re.sub(r"(password|passfile)=[^&]*", r"\1=***", shown)

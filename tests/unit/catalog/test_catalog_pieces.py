@@ -44,6 +44,19 @@ def test_the_command_shown_to_others_has_no_password(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ("postgresql://u:s3 cr et@host/db", "postgresql://***@host/db"),
+        ("--store=postgresql://u:s3@cr\n@et@host/db", "--store=postgresql://***@host/db"),
+        ("postgresql://host/db?password=s3 cr et&user=u", "postgresql://host/db?password=***&user=u"),
+    ],
+)
+def test_passwords_with_blanks_are_not_shown_to_others(monkeypatch: pytest.MonkeyPatch, store: str, shown: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["knowstore", store, "ask", "Who?"])
+    assert _command() == f"knowstore {shown} ask Who?"
+
+
+@pytest.mark.parametrize(
     "url",
     ["postgresql://u@h/d?password=s3cret", "postgresql://?/?password=s3cret", "postgresql://h/d?a=b?password=s3cret"],
 )
