@@ -54,12 +54,15 @@ def write_marker(folder: Path, gguf: str, gguf_sha256: str) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file under its name in one step."""
-    with cache_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(name, path)
+    except OSError:
+        os.unlink(name)
+        raise
 
 
 @contextmanager
@@ -90,9 +93,9 @@ def cache_errors(folder: Path) -> Iterator[None]:
     """Turn a cache that cannot be written into an error that says where it is."""
     try:
         yield
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise ConfigError(
             f"the cache directory {folder} cannot be written: {error}",
             kept="what the cache held before",
-            fix="make the directory writable, or set XDG_CACHE_HOME to one that is",
+            fix="make the directory writable and free space there, or set XDG_CACHE_HOME to another",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from knowstore.errors import ModelNotFoundError
@@ -31,7 +32,8 @@ def file_digest(path: Path, *, cache_dir: Path | None = None) -> str:
         pass  # never digested, or an entry that cannot be read: digest it now
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_atomically(known, json.dumps({"state": state, "sha256": digest}))
+    with suppress(OSError):  # where the cache cannot be written it is only slower next time
+        write_atomically(known, json.dumps({"state": state, "sha256": digest}))
     return digest
 
 

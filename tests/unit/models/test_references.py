@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -253,7 +254,33 @@ def test_directory_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["made.lock"]
 
 
-def test_cache_that_cannot_be_written_is_an_error_that_says_where(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
-        directory_fingerprint(model, cache_dir=tmp_path / "file")
+@pytest.fixture(params=["file", "proc", "read-only", "full"])
+def broken_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which nothing can be written."""
+    if request.param == "file":
+        (tmp_path / "file").write_text("")
+        return tmp_path / "file"
+    if request.param == "proc":
+        return Path("/proc/knowstore")
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        number = errno.EROFS if request.param == "read-only" else errno.ENOSPC
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir" if request.param == "read-only" else "rename", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    return tmp_path / "cache"
+
+
+def test_a_digest_that_cannot_be_kept_is_known_all_the_same(model: Path, broken_cache: Path) -> None:
+    known = directory_fingerprint(model, cache_dir=broken_cache)
+    assert not list(broken_cache.glob("digests/*"))
+    assert known == directory_fingerprint(model, cache_dir=broken_cache)
+
+
+def test_what_cannot_be_made_in_a_cache_is_an_error_that_says_where(broken_cache: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=rf"(?s)directory {broken_cache} cannot be written.*XDG_CACHE_HOME"),
+        making_directory(broken_cache / "made", is_complete=lambda: False),
+    ):
+        pass
