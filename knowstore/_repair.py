@@ -15,7 +15,7 @@ from knowstore._verification import Expected, index_problems, verify
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog
 from knowstore.config import Codec
-from knowstore.errors import BankError, PassageError
+from knowstore.errors import BankError, CatalogError, PassageError
 from knowstore.passages import LIVE, ExaminedRow, PassageRow, PassageTable, mended_date, mended_text
 from knowstore.records import Passage, Problem, VerifyReport
 
@@ -28,17 +28,17 @@ def repair(
     on_progress: OnProgress | None,
 ) -> VerifyReport:
     """Mend what the catalog, the ids and the passages' text determine, then verify again. What cannot be mended (a
-    passage, live or removed, whose text is gone) is what the report still holds.
+    passage, live or removed, whose text is gone) is what the report still holds. The catalog is mended already.
 
     Raises:
         ConfigError: vectors or experts have to be made, by other models than those the store was made with.
     """
-    catalog.mend()
     try:
         table = _readable_table(tables.passages())
-    except PassageError:
+        bank = _readable_bank(tables)
+        Expected.read(catalog, (table, bank))  # by which everything is mended
+    except (PassageError, CatalogError):
         return verify(catalog, tables, models, on_progress)
-    bank = _readable_bank(tables)
     _rebuild_indexes(table, bank)  # first: by them rows are found that are to be changed
     finish_purge(catalog, table, tables.banks())
     recover(catalog, table, bank)

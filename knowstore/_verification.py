@@ -12,7 +12,7 @@ from knowstore._tables import Tables
 from knowstore._upkeep import PURGE_PENDING, intervals
 from knowstore.bank import ExpertBank
 from knowstore.catalog import Catalog
-from knowstore.errors import BankError, PassageError
+from knowstore.errors import BankError, CatalogError, PassageError
 from knowstore.passages import LIVE, ExaminedRow, PassageTable
 from knowstore.records import Problem, VerifyReport
 
@@ -79,12 +79,20 @@ class Expected:
 
 def verify(catalog: Catalog, tables: Tables, models: LoadedModels, on_progress: OnProgress | None) -> VerifyReport:
     """Compare the three stores row by row; see `KnowledgeStore.verify`. What is found while another process writes is
-    looked at again: a purge deletes the files that are being read."""
-    for _ in range(_TRIES):
-        report, state = _verified(catalog, tables, models, on_progress)
-        if report.clean or state == _state(catalog, _opened(_Findings(None), tables)):
-            break
-    return report
+    looked at again: a purge deletes the files that are being read. Where the catalog cannot be read, what is wrong with
+    it is all there is to say."""
+    try:
+        for _ in range(_TRIES):
+            report, state = _verified(catalog, tables, models, on_progress)
+            if report.clean or state == _state(catalog, _opened(_Findings(None), tables)):
+                break
+        return report
+    except CatalogError:
+        found = _Findings(None)
+        found.catalog(catalog)
+        if not found.problems:
+            raise
+        return VerifyReport(False, tuple(found.problems))
 
 
 def _verified(
@@ -92,8 +100,7 @@ def _verified(
 ) -> tuple[VerifyReport, object]:
     """A report, and the state of the store when it was begun."""
     found = _Findings(on_progress)
-    for fault in catalog.faults():
-        found.add(fault.kind, fault.detail, _REPAIR if fault.is_mendable else "restore the catalog from a backup")
+    found.catalog(catalog)
     table, bank = _opened(found, tables)
     expected = Expected.read(catalog, [one for one in (table, bank) if one is not None])
     state = _state(catalog, (table, bank))
@@ -135,6 +142,11 @@ class _Findings:
 
     def add(self, kind: str, detail: str, fix: str = _REPAIR) -> None:
         self.problems.append(Problem(kind, detail, fix))
+
+    def catalog(self, catalog: Catalog) -> None:
+        """Problems of the catalog alone."""
+        for fault in catalog.faults():
+            self.add(fault.kind, fault.detail, _REPAIR if fault.is_mendable else "restore the catalog from a backup")
 
     def opened(self, name: str, open_: Callable[[], _T]) -> _T | None:
         try:

@@ -609,9 +609,14 @@ class KnowledgeStore:
         if not self._tables.are_there:
             return VerifyReport(True, (), {})
         if not repair:
-            self._follow(self.catalog.setting("fingerprints"))
+            with suppress(CatalogError):  # of a setting that is damaged: the report names it
+                self._follow(self.catalog.setting("fingerprints"))
             return _verification.verify(self.catalog, self._tables, self.models, self._on_progress)
-        with self._locked():
+        with self.layout.lock(), self.catalog.writer():
+            self.layout.sweep()
+            self.catalog.mend()
+            with suppress(CatalogError):
+                self._follow(self.catalog.setting("fingerprints"))
             codec = self._bank_config.codec
             return _repair.repair(self.catalog, self._tables, self.models, codec, self._on_progress)
 

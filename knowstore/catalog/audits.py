@@ -11,6 +11,7 @@ from sqlalchemy import cast as sql_cast
 
 from knowstore.catalog.database import Database
 from knowstore.catalog.tables import AuditAnswerRow, AuditRow, ProbeRow, PurgeRow, UntouchedAnswerRow
+from knowstore.catalog.values import mounted, texts
 from knowstore.errors import CatalogError
 from knowstore.records import Asked, Audit, Mode, Probe, ProbeAnswer, ProbeState
 
@@ -119,7 +120,7 @@ class AuditLog:
     def record(self, audit_id: int, answers: Sequence[ProbeAnswer], seconds: float) -> None:
         """Keep answers of an audit as they come, and the seconds that they took; without the text of those for which a
         passage was mounted that has been purged meanwhile."""
-        mounted = {expert[0] for one in answers for expert in one.experts}
+        used = {expert[0] for one in answers for expert in one.experts}
         parameters = [
             {
                 "in_audit": audit_id,
@@ -140,9 +141,7 @@ class AuditLog:
         )
         with self._database.write() as connection:
             purged = set(
-                connection.scalars(
-                    select(PurgeRow.passage_id).where(self._database.among(PurgeRow.passage_id, mounted))
-                )
+                connection.scalars(select(PurgeRow.passage_id).where(self._database.among(PurgeRow.passage_id, used)))
             )
             for values, one in zip(parameters, answers, strict=True):
                 if any(expert[0] in purged for expert in one.experts):
@@ -196,10 +195,7 @@ class AuditLog:
         chosen = (AuditAnswerRow.audit_id == audit_id, _ANSWERED)
         with self._database.read() as connection:
             rows = connection.execute(select(*_ANSWER).where(*chosen).order_by(AuditAnswerRow.probe_id))
-            return [
-                ProbeAnswer(**{**row._asdict(), "experts": tuple(tuple(expert) for expert in row.experts)})
-                for row in rows
-            ]
+            return [ProbeAnswer(**{**row._asdict(), "experts": mounted(row.experts)}) for row in rows]
 
     def scores(self, mode: Mode) -> list[Score]:
         """Scores of every finished audit of a mode, by when they ended."""
@@ -248,8 +244,8 @@ class AuditLog:
             if not connection.scalar(select(func.count()).select_from(ProbeRow)):
                 return
             for passage_id in passage_ids:
-                mounted = sql_cast(AuditAnswerRow.experts, Text).contains(passage_id)
-                connection.execute(update(AuditAnswerRow).where(mounted).values(text=None))
+                used = sql_cast(AuditAnswerRow.experts, Text).contains(passage_id)
+                connection.execute(update(AuditAnswerRow).where(used).values(text=None))
             among = self._database.among
             found = connection.execute(select(ProbeRow.id).where(among(ProbeRow.passage_id, passage_ids))).all()
             ids = [row.id for row in found]
@@ -264,7 +260,7 @@ class AuditLog:
 
 def _probes(connection: Connection) -> Iterator[Probe]:
     for row in connection.execute(select(*_PROBE).order_by(ProbeRow.id)):
-        yield Probe(**{**row._asdict(), "answers": tuple(row.answers)})
+        yield Probe(**{**row._asdict(), "answers": texts(row.answers)})
 
 
 def _storable(text: str | None) -> str | None:

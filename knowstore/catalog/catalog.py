@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, Text, cast, exists, func, insert, or_, select, update
 
 from knowstore.catalog import placements, schema, soundness
 from knowstore.catalog.audits import AuditLog
@@ -360,18 +361,18 @@ class Catalog:
             connection.execute(self._database.insert(PurgeRow).on_conflict_do_nothing(), rows)
 
     def purged(self, among: Collection[str]) -> set[str]:
-        """The passages of `among` whose bytes were purged and that no later batch added again."""
-        added_again = exists().where(
-            PlacementRow.passage_id == PurgeRow.passage_id, PlacementRow.added_batch > PurgeRow.batch_id
-        )
+        """The passages of `among` whose bytes were purged and that have not been live since."""
+        is_later = or_(PlacementRow.removed_batch.is_(None), PlacementRow.removed_batch > PurgeRow.batch_id)
+        lived_on = exists().where(PlacementRow.passage_id == PurgeRow.passage_id, is_later)
         chosen = self._database.among(PurgeRow.passage_id, among)
         with self._database.read() as connection:
-            return set(connection.scalars(select(PurgeRow.passage_id).where(chosen, ~added_again)))
+            return set(connection.scalars(select(PurgeRow.passage_id).where(chosen, ~lived_on)))
 
     # Soundness
 
     def faults(self) -> list[CatalogFault]:
-        """What the catalog contradicts itself in: its file, states and counts of batches, the recorded models."""
+        """What of the catalog cannot be read, and what it contradicts itself in: its file, the values of its rows,
+        states and counts of batches, purges, the recorded models."""
         with self._database.translated_errors():
             return soundness.faults(self._database)
 
@@ -396,10 +397,17 @@ class Catalog:
     # Settings and fingerprints
 
     def setting(self, key: str, default: object = None) -> object:
-        """The JSON value stored under a key, or the default."""
+        """The JSON value stored under a key, or the default.
+
+        Raises:
+            CatalogError: the setting is damaged.
+        """
         with self._database.read() as connection:
-            row = connection.execute(select(SettingRow.value).where(SettingRow.key == key)).first()
-        return default if row is None else row.value
+            row = connection.execute(select(cast(SettingRow.value, Text)).where(SettingRow.key == key)).first()
+        try:
+            return default if row is None else json.loads(row[0])
+        except ValueError as error:
+            raise _damaged_setting(key, error) from error
 
     def models(self) -> ModelConfig:
         """The models that the store was made with; the default ones while it is empty.
@@ -411,11 +419,7 @@ class Catalog:
         try:
             return ModelConfig() if recorded is None else ModelConfig(**recorded)  # type: ignore[arg-type]
         except (TypeError, ConfigError) as error:
-            raise CatalogError(
-                f"the catalog's setting `models` cannot be read: {error}",
-                kept="the store is as it was",
-                fix="name every model (--llm, --retriever, --reranker, --hypernetwork), or restore the catalog",
-            ) from error
+            raise _damaged_setting("models", error) from error
 
     def set_setting(self, key: str, value: object) -> None:
         """Store a JSON value under a key, in place of an older one."""
@@ -503,6 +507,18 @@ def _check_staged(connection: Connection, batch_id: int) -> EditBatch:
             fix="stage a new batch and commit that one",
         )
     return batch
+
+
+def _damaged_setting(key: str, error: Exception) -> CatalogError:
+    ways_out = {
+        "models": "name every model (--llm, --retriever, --reranker, --hypernetwork), or restore the catalog",
+        "fingerprints": "run `knowstore verify --repair`, or restore the catalog from a backup",
+    }
+    return CatalogError(
+        f"the catalog's setting `{key}` cannot be read: {error}",
+        kept="the store is as it was",
+        fix=ways_out.get(key, "restore the catalog from a backup"),
+    )
 
 
 def _unknown(what: str) -> UnknownBatchError:

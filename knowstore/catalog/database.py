@@ -123,7 +123,7 @@ class Database:
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """Turn SQLAlchemy's errors into a `CatalogError` that says what to do."""
+        """Turn SQLAlchemy's errors, and those of bad values in rows, into a `CatalogError` that says what to do."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -133,6 +133,12 @@ class Database:
                 f"the catalog {self.name} cannot store {error.object[:80]!a}: it is not valid Unicode",
                 kept=_KEPT,
                 fix="write the note anew, rename the file, or give the source another name",
+            ) from error
+        except (ValueError, TypeError) as error:  # a date or JSON that was changed by hand
+            raise CatalogError(
+                f"the catalog {self.name} holds what cannot be read: {error}",
+                kept=_KEPT,
+                fix="run `knowstore verify` to see what is damaged, and restore the catalog from a backup",
             ) from error
 
     def _translate(self, error: SQLAlchemyError) -> CatalogError:

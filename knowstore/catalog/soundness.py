@@ -1,21 +1,25 @@
-"""Whether the catalog agrees with itself: batches with their placements, and settings with what was recorded."""
+"""Whether the catalog can be read and agrees with itself: batches and purges with the placements, and settings with
+what was recorded."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Text, cast, delete, exists, func, insert, select, text, update
 
 from knowstore.catalog.database import Database
 from knowstore.catalog.placements import stretches
-from knowstore.catalog.tables import BatchRow, FingerprintRow, PlacementRow, SettingRow
+from knowstore.catalog.tables import BatchRow, FingerprintRow, PlacementRow, PurgeRow, SettingRow
+from knowstore.catalog.values import bad_values
 
 ROLES = ("llm", "retriever", "hypernetwork", "experts")
 _COUNTS = ("n_added", "n_removed", "n_superseded")
 Counts = tuple[int, int, int]
+_UNREADABLE = object()
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,15 @@ def faults(database: Database) -> list[CatalogFault]:
             *(_state_fault(batch_id, state) for batch_id, state in _wrong_states(connection)),
             *_count_faults(connection),
             *_setting_faults(connection),
+            *_unreadable_settings(connection),
+            *_purge_faults(connection),
+            *(CatalogFault("damaged catalog", detail, False) for detail in bad_values(connection)),
         ]
 
 
 def mend(database: Database) -> None:
-    """Put right what the placements and the recorded fingerprints determine; the caller is the one writer."""
+    """Put right what the placements and the recorded fingerprints determine; the caller is the one writer. A passage
+    that was live after its purge was not purged."""
     with database.write() as connection:
         if database.is_sqlite:
             connection.execute(text("REINDEX"))
@@ -53,6 +61,7 @@ def mend(database: Database) -> None:
         for batch_id, (_, right) in _wrong_counts(connection).items():
             values = dict(zip(_COUNTS, right, strict=True))
             connection.execute(update(BatchRow).where(BatchRow.id == batch_id).values(**values))
+        connection.execute(delete(PurgeRow).where(_was_live()))
         only = _only_recorded(connection)
         if list(_setting_faults(connection)) and only.keys() == set(ROLES):
             statement = database.insert(SettingRow).values(key="fingerprints", value=only)
@@ -142,8 +151,7 @@ def _counted(connection: Connection) -> dict[int, Counts]:
 def _setting_faults(connection: Connection) -> Iterator[CatalogFault]:
     if connection.execute(select(FingerprintRow.id)).first() is None:
         return
-    row = connection.execute(select(SettingRow.value).where(SettingRow.key == "fingerprints")).first()
-    value = row.value if row is not None else None
+    value = _settings(connection)["fingerprints"]
     rows = connection.execute(select(FingerprintRow.kind, FingerprintRow.digest))
     known = {(kind, digest) for kind, digest in rows}
     is_right = isinstance(value, Mapping) and all((role, value.get(role)) in known for role in ROLES)
@@ -153,6 +161,36 @@ def _setting_faults(connection: Connection) -> Iterator[CatalogFault]:
             "the setting `fingerprints` names models that were never recorded",
             _only_recorded(connection).keys() == set(ROLES),
         )
+
+
+def _unreadable_settings(connection: Connection) -> Iterator[CatalogFault]:
+    for key, value in _settings(connection).items():
+        if value is _UNREADABLE and key != "fingerprints":  # of which `_setting_faults` tells
+            yield CatalogFault("damaged setting", f"the setting `{key}` cannot be read", False)
+
+
+def _settings(connection: Connection) -> dict[str, object]:
+    """The settings by key."""
+    found: dict[str, object] = {"fingerprints": None}
+    for key, value in connection.execute(select(SettingRow.key, cast(SettingRow.value, Text))):
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = _UNREADABLE
+    return found
+
+
+def _purge_faults(connection: Connection) -> Iterator[CatalogFault]:
+    for passage_id, batch_id in connection.execute(select(PurgeRow.passage_id, PurgeRow.batch_id).where(_was_live())):
+        detail = f"passage {passage_id} is recorded as purged with edit batch {batch_id}, and was live after it"
+        yield CatalogFault("wrong purge", detail)
+
+
+def _was_live() -> ColumnElement[bool]:
+    """Whether a passage was live right after the batch that it is said to have been purged with."""
+    one = PlacementRow
+    is_later = one.removed_batch.is_(None) | (one.removed_batch > PurgeRow.batch_id)
+    return exists().where(one.passage_id == PurgeRow.passage_id, one.added_batch <= PurgeRow.batch_id, is_later)
 
 
 def _only_recorded(connection: Connection) -> dict[str, str]:

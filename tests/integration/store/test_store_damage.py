@@ -168,6 +168,10 @@ MENDED: dict[str, tuple[Damage, set[str]]] = {
     "damaged fingerprints": (
         _sql("UPDATE settings SET value = '{{\"experts\": \"x\"}}' WHERE key = 'fingerprints'"), {"damaged setting"},
     ),
+    "torn fingerprints": (
+        _sql("UPDATE settings SET value = '{{' WHERE key = 'fingerprints'"), {"damaged setting"},
+    ),
+    "purge of a live passage": (_sql("INSERT INTO purges VALUES ('{live}', 3)"), {"wrong purge"}),
 }  # fmt: skip
 
 
@@ -335,3 +339,24 @@ def test_models_that_the_catalog_cannot_name_any_more_are_an_error_with_a_way_ou
         KnowledgeStore.open(store.layout.folder, cache_dir=cache_dir)
     with KnowledgeStore.open(store.layout.folder, models=tiny_models, cache_dir=cache_dir) as opened:
         assert len(opened.passages()) == 3
+
+
+@pytest.mark.parametrize("key", ["purge_pending", "fingerprints"])
+def test_a_setting_that_cannot_be_read_is_named_and_stops_no_verification(
+    key: str, store: KnowledgeStore, facts: list[Passage]
+) -> None:
+    _sql(f"INSERT OR REPLACE INTO settings VALUES ('{key}', '{{{{')")(store, facts)
+    _sql("UPDATE fingerprints SET kind = 'llm'")(store, facts)  # nothing tells any more what they were
+    for report in (store.verify(), store.verify(repair=True)):
+        assert (report.clean, {problem.kind for problem in report.problems}) == (False, {"damaged setting"})
+        assert key in " ".join(problem.detail for problem in report.problems)
+    with pytest.raises(CatalogError, match=key):
+        KnowledgeStore.open(store.layout.folder, models=store.models.config).ask("When was Rome founded?")
+
+
+def test_torn_names_of_models_are_an_error_with_a_way_out(store: KnowledgeStore, facts: list[Passage]) -> None:
+    _sql("UPDATE settings SET value = '{{' WHERE key = 'models'")(store, facts)
+    with pytest.raises(CatalogError, match="models") as raised:
+        KnowledgeStore.open(store.layout.folder)
+    assert "--llm" in raised.value.fix
+    assert {problem.kind for problem in store.verify().problems} == {"damaged setting"}
