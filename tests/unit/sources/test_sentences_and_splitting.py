@@ -101,6 +101,23 @@ def test_a_blank_text_gives_no_passage() -> None:
     assert split_text(" \n\n\x00 ") == []
 
 
+def test_sentences_of_a_long_paragraph_are_those_of_its_parts() -> None:
+    parts = [
+        'Dr. Smith said "Go home! Now." and left.',
+        "It cost 3.14 dollars (of the U.S.) then.",
+        "What?",
+        "No one knew.",
+    ]
+    paragraph = " ".join(parts * 1_000)
+    assert [paragraph[start:end] for start, end in sentence_spans(paragraph)] == parts * 1_000
+
+
+def test_an_endless_sentence_is_cut_between_words() -> None:
+    text = "word " * 10_000
+    assert {word for start, end in sentence_spans(text) for word in text[start:end].split(" ")} == {"word"}
+    assert sentence_spans("x" * 25_000) == [(0, 10_000), (10_000, 20_000), (20_000, 25_000)]
+
+
 def test_a_text_of_a_million_characters_is_split_in_linear_time() -> None:
     started = time.perf_counter()
     assert len(split_text(" ".join([SENTENCE] * 17_000))) > 1_000
