@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestio
 
 from knowstore.errors import RetrievalError
 from knowstore.records import Passage
-from knowstore.retrieval import Retriever
+from knowstore.retrieval import Retriever, gives_unit_vectors
 from knowstore.retrieval.encoding import batches_by_length
 
 TEXT = "rome was founded in 753 bc . it is a city !"
@@ -83,6 +83,18 @@ def test_dpr_pair_encodes_questions_and_passages_with_its_own_encoders(dpr: tupl
     [(vector, segments)] = retriever.encode_passages([Passage(TEXT)], [SPANS])
     np.testing.assert_allclose(vector, passage[0].numpy(), atol=1e-5)
     assert segments.shape == (2, 8)
+
+
+def test_whether_vectors_have_length_1_is_told_without_weights(
+    bert: Path, bge: Path, dpr: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for folder in (bert, bge, dpr[0]):
+        described = shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("*.safetensors"))
+        [vector] = Retriever.load(folder).encode_questions(["rome"])
+        assert gives_unit_vectors(described) == (abs(np.linalg.norm(vector) - 1) < 1e-3)
+    (described / "config.json").unlink()
+    with pytest.raises(RetrievalError, match="cannot be read as an encoder"):
+        gives_unit_vectors(described)
 
 
 def test_bfloat16_gives_float32_vectors_near_those_of_float32(bert: Path) -> None:
