@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -66,6 +69,15 @@ def test_a_fault_shows_no_traceback_unless_asked(
     monkeypatch.setenv("KNOWSTORE_DEBUG", "1")
     assert _exit_code(Session(), error) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_swallow_what_is_written(closed: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from knowstore.cli import main; main()", "--json", "--store", "none", "list"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_wrong_usage_passes_the_boundary() -> None:
