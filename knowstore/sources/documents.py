@@ -19,7 +19,7 @@ from knowstore.errors import SourceError
 from knowstore.records import SourceFailure
 from knowstore.sources.dates import iso_date
 from knowstore.sources.finding import Source
-from knowstore.sources.limits import MAX_PAGE_BYTES, bounded, check_html, check_markdown, check_spans, check_word
+from knowstore.sources.limits import MAX_PAGE_BYTES, bounded, check_html, check_html_nesting, check_markdown, check_word
 from knowstore.sources.opening import decode, unreadable
 from knowstore.sources.splitting import fold
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _FRONT_MATTER = re.compile(r"---[^\S\n]*\n(.*?\n)?(?:---|\.\.\.)[^\S\n]*(?:\n|\Z)", re.DOTALL)
 _FRONT_MATTER_ENTRY = re.compile(r"^(title|date)[^\S\n]*:[^\S\n]*(.+)$", re.MULTILINE | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _BLANKS = re.compile(r"\s+")
 _WRAPPED_WORD = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
@@ -43,6 +42,10 @@ _HTML_BLOCKS = {
     "main", "ol", "p", "pre", "section", "summary", "table", "tr", "ul",
 }  # fmt: skip
 _HTML_SPACED = {"br", "button", "label", "option", "td", "th"}
+_DECLARED_ENCODING = re.compile(
+    rb"""(?:\A\s*<\?xml[^<>]*?\sencoding|<meta\s[^<>]*?charset)\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE
+)
+_DECLARATION_BYTES = 8_192  # browsers look for a declaration in the first 1,024
 _HTML_DATES = ("article:published_time", "date", "dc.date", "dcterms.date", "datepublished")
 _PARAGRAPH = "\n\n"
 
@@ -115,7 +118,16 @@ def _markdown_blocks(tokens: list[Token]) -> Iterator[tuple[bool, str]]:
         elif token.type in ("fence", "code_block"):
             yield False, token.content
         elif token.type == "html_block":
-            yield False, html.unescape(_TAG.sub(" ", _COMMENT.sub(" ", token.content)))
+            yield False, html.unescape(_TAG.sub(" ", _without_comments(token.content)))
+
+
+def _without_comments(text: str) -> str:
+    """A blank for each comment; one that does not end is none."""
+    parts, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        parts += [text[at:start], " "]
+        at = end + 3
+    return "".join([*parts, text[at:]])
 
 
 def _inline_text(token: Token) -> str:
@@ -136,12 +148,13 @@ def read_html(data: bytes, source: Source) -> Document:
     """HTML as a reader sees it, without navigation; the title is `<title>`, else the first `<h1>`."""
     try:
         from bs4 import BeautifulSoup
-        from bs4.dammit import EncodingDetector
     except ImportError as error:
         raise _missing_docs(source, "HTML") from error
-    text = decode(data, source, EncodingDetector.find_declared_encoding(data, is_html=True))
+    declared = _DECLARED_ENCODING.search(data, 0, _DECLARATION_BYTES)
+    text = decode(data, source, declared and declared[1].decode("ascii"))
     check_html(text, source)
     with _parsing(source, "HTML"):
+        check_html_nesting(text, source)
         soup = BeautifulSoup(text, "lxml")
         headings = soup.head and soup.head.title, soup.h1
         title = next((text for tag in headings if tag and (text := fold(tag.get_text()))), "")
@@ -250,7 +263,6 @@ def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             check_word(archive, source, max_bytes)
         document = docx.Document(io.BytesIO(data))
-        check_spans(document.element.xpath("//w:gridSpan/@w:val"), source)
         blocks = list(bounded(_docx_blocks(document), source, max_bytes))
         title = fold(document.core_properties.title)
     headings = [n for n, (is_heading, _) in enumerate(blocks) if is_heading]
@@ -261,23 +273,25 @@ def read_docx(data: bytes, source: Source, max_bytes: int) -> Document:
 
 
 def _docx_blocks(document: DocxDocument) -> Iterator[tuple[bool, str]]:
+    from docx.enum.style import WD_STYLE_TYPE
     from docx.oxml.ns import qn
-    from docx.table import Table
-    from docx.text.paragraph import Paragraph
 
+    names = {style.style_id: style.name for style in document.styles if style.type == WD_STYLE_TYPE.PARAGRAPH}
+    default = document.styles.default(WD_STYLE_TYPE.PARAGRAPH)
     pending = list(reversed(document.element.body))
     while pending:
         element = pending.pop()
         if element.tag in (qn("w:sdt"), qn("w:sdtContent")):  # a content control
             pending.extend(reversed(element))
         elif element.tag == qn("w:p"):
-            style = Paragraph(element, document).style
+            name = names.get(element.style, default and default.name)
             if (text := _docx_text(element)).strip():
-                yield str(style.name if style else "").startswith(("Heading", "Title")), text
+                yield str(name).startswith(("Heading", "Title")), text
         elif element.tag == qn("w:tbl"):
-            for row in Table(element, document).rows:
-                cells = {cell._tc: "\n".join(map(_docx_text, cell._tc.iter(qn("w:p")))).strip() for cell in row.cells}
-                yield False, " | ".join(filter(None, cells.values()))  # merged cells came repeatedly
+            for place, row in enumerate(element.tr_lst):
+                cells = [cell for cell in row.tc_lst if place == 0 or cell.vMerge != "continue"]
+                texts = ("\n".join(map(_docx_text, cell.iter(qn("w:p")))).strip() for cell in cells)
+                yield False, " | ".join(filter(None, texts))
 
 
 def _docx_text(paragraph: Any) -> str:

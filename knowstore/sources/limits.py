@@ -14,9 +14,10 @@ MAX_HTML_TAGS = 2_000_000  # about 450 bytes each
 MAX_WORD_TAGS = 4_000_000
 MAX_MARKDOWN_MARKS = 2_000_000  # line ends and marks, up to 500 bytes each
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the drawing of a PDF's page, up to 100 bytes each
-_MAX_SPANNED_CELLS = 100_000
+MAX_HTML_STEPS = 200_000_000  # of looking for what a tag ends, among all that are open: about 12 ns each
 _MARKDOWN_MARKS = "\n*_`[]<&\\|>-+#"
 _CHUNK_BYTES = 1 << 20
+_HTML_CHUNK_BYTES = 1 << 10
 
 _T = TypeVar("_T")
 
@@ -33,6 +34,36 @@ def check_html(text: str, source: Source) -> None:
     """Raise SourceError for more tags than an HTML file may have."""
     if (n_tags := text.count("<")) > MAX_HTML_TAGS:
         raise unreadable(source, _more("tags", n_tags, MAX_HTML_TAGS), "split it")
+
+
+def check_html_nesting(text: str, source: Source) -> None:
+    """Raise SourceError for so many end tags in so many open elements that reading them would take minutes.
+
+    The parser looks for what a tag ends among all open elements, and through all of them for a tag that ends nothing.
+    """
+    from lxml import etree
+
+    data, depth, n_steps = text.encode("utf-8", "replace"), _Depth(), 0
+    parser = etree.HTMLParser(target=depth, encoding="utf-8")
+    for at in range(0, len(data), _HTML_CHUNK_BYTES):
+        n_ends = data.count(b"</", max(at - 1, 0), at + _HTML_CHUNK_BYTES)
+        n_steps += n_ends * depth.n_open
+        if n_steps > MAX_HTML_STEPS:
+            raise unreadable(source, f"has too many end tags in {depth.n_open:,} open elements", "close its elements")
+        parser.feed(data[at : at + _HTML_CHUNK_BYTES])
+
+
+class _Depth:
+    """A parser's target that counts open elements."""
+
+    def __init__(self) -> None:
+        self.n_open = 0
+
+    def start(self, _tag: str, _attributes: object) -> None:
+        self.n_open += 1
+
+    def end(self, _tag: str) -> None:
+        self.n_open -= 1
 
 
 def check_markdown(text: str, source: Source) -> None:
@@ -53,13 +84,6 @@ def check_word(archive: zipfile.ZipFile, source: Source, max_bytes: int) -> None
                 n_tags += chunk.count(b"<")
                 if n_tags > MAX_WORD_TAGS:
                     raise unreadable(source, f"has more than {MAX_WORD_TAGS:,} tags", "split it")
-
-
-def check_spans(spans: Iterable[str], source: Source) -> None:
-    """Raise SourceError for cells of tables that span more columns than there can be."""
-    n_cells = sum(int(span) for span in spans)
-    if n_cells > _MAX_SPANNED_CELLS:
-        raise unreadable(source, _more("columns in merged cells", n_cells, _MAX_SPANNED_CELLS), "mend its tables")
 
 
 def bounded(parts: Iterable[tuple[_T, str]], source: Source, max_bytes: int) -> Iterator[tuple[_T, str]]:

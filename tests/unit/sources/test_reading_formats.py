@@ -207,6 +207,19 @@ def test_html_is_decoded_as_it_declares(tmp_path: Path, read: Callable) -> None:
     assert fields(read(tmp_path / "a.htm").passages) == [("T", "T\nZażółć gęślą.", "")]
 
 
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        '<?xml version="1.0" encoding="iso-8859-2"?>\n<html>',
+        "<html><META http-equiv='Content-Type' content='text/html; charset = iso-8859-2'>",
+        f"<html><!-- {'word ' * 1_000}--><meta name=a><meta charset=iso-8859-2>",
+    ],
+)
+def test_html_declares_its_encoding_in_several_ways(tmp_path: Path, read: Callable, declaration: str) -> None:
+    (tmp_path / "a.html").write_bytes(f"{declaration}<p>Zażółć gęślą.</p>".encode("iso-8859-2"))
+    assert read(tmp_path / "a.html").texts == ["Zażółć gęślą."]
+
+
 def test_html_that_says_latin_1_is_read_as_browsers_do(tmp_path: Path, read: Callable) -> None:
     (tmp_path / "a.html").write_bytes("<meta charset=iso-8859-1><p>“Zoë”</p>".encode("cp1252"))
     assert read(tmp_path / "a.html").texts == ["“Zoë”"]
@@ -258,6 +271,30 @@ def test_word_tables_keep_equal_cells_and_give_merged_ones_once(tmp_path: Path, 
     table.rows[1].cells[0].merge(table.rows[1].cells[1])
     document.save(str(tmp_path / "a.docx"))
     assert read(tmp_path / "a.docx").texts == ["Oro | 3 | 3 | 9\nall | 7 | 7"]
+
+
+def test_a_word_cell_merged_over_rows_is_told_in_its_first_row(tmp_path: Path, read: Callable) -> None:
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    table = document.add_table(rows=3, cols=3)
+    for row, texts in zip(table.rows, (("Oro", "1", "2"), ("", "3", "4"), ("Ada", "5", "")), strict=True):
+        for cell, text in zip(row.cells, texts, strict=True):
+            cell.text = text
+    table.cell(0, 0).merge(table.cell(1, 0))
+    table.cell(1, 2).merge(table.cell(2, 2))
+    document.save(str(tmp_path / "a.docx"))
+    assert read(tmp_path / "a.docx").texts == ["Oro | 1 | 2\n3 | 4\nAda | 5"]
+
+
+def test_word_headings_are_told_by_their_styles_names(tmp_path: Path, read: Callable) -> None:
+    docx = pytest.importorskip("docx")
+    document = docx.Document()
+    document.add_paragraph("First paragraph.").style.style_id = "Odd"
+    heading = document.styles["Heading 2"]
+    heading.style_id = "berschrift2"
+    document.add_paragraph("The heading").style = heading
+    document.save(str(tmp_path / "a.docx"))
+    assert fields(read(tmp_path / "a.docx").passages) == [("The heading", "First paragraph.", "")]
 
 
 def test_word_text_that_was_inserted_or_stands_in_controls_is_read(tmp_path: Path, read: Callable) -> None:
