@@ -191,8 +191,9 @@ class AuditLog:
             return [Asked(row.probe_id, cast(ProbeState, row.state), row.contested_by) for row in rows]
 
     def answers(self, audit_id: int) -> list[ProbeAnswer]:
-        """Answers of one audit, by probe."""
-        chosen = (AuditAnswerRow.audit_id == audit_id, _ANSWERED)
+        """Answers of one audit, by probe; without those to probes that were lost, of which `verify` tells."""
+        is_there = AuditAnswerRow.probe_id.in_(select(ProbeRow.id))
+        chosen = (AuditAnswerRow.audit_id == audit_id, _ANSWERED, is_there)
         with self._database.read() as connection:
             rows = connection.execute(select(*_ANSWER).where(*chosen).order_by(AuditAnswerRow.probe_id))
             return [ProbeAnswer(**{**row._asdict(), "experts": mounted(row.experts)}) for row in rows]

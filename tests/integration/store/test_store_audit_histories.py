@@ -4,7 +4,9 @@ facts that are still told. Answers are given by the tests, everything else is re
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,18 @@ def test_a_removed_fact_in_a_sentence_leaks_too_and_is_shown_first(
     assert (residue["n"], residue["answered"], residue["exactly"], residue["leaked"]) == (5, 1, 0, 1)
     page = write_report(store, tmp_path / "report.html", n_questions=1)[0].read_text("utf-8")
     assert "It was in 753 BC" in page
+
+
+def test_a_lost_probe_is_named_and_ends_no_report(open_store: Open, facts: list[Passage], tmp_path: Path) -> None:
+    store = open_store()
+    store.add(facts[:2])
+    add_probes(store, [probe("One?", ["right"], facts[0]), probe("Two?", ["right"], facts[1])])
+    run_audit(store)
+    with closing(sqlite3.connect(store.layout.catalog_path)) as connection, connection:
+        connection.execute("DELETE FROM probes WHERE id = 1")
+    assert not store.verify().clean
+    report = json.loads(write_report(store, tmp_path / "report.html")[1].read_text("utf-8"))
+    assert [one["question"] for one in report["modes"][0]["questions"]] == ["Two?"]
 
 
 def test_probes_that_travel_are_those_that_hold(open_store: Open, facts: list[Passage]) -> None:
