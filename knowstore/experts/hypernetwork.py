@@ -16,13 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from knowstore.encoders import load_base, read_tensors
+from knowstore.encoders import load_base, read_description, read_tensors
 from knowstore.errors import ConfigError, HypernetworkError
 from knowstore.experts.expert import Expert, Experts, Factors, QueryExperts
 from knowstore.experts.llm import FrozenLLM
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_MAX_CONFIG_BYTES = 1 << 20
 _MAX_SIZE = 1 << 24
 _RANGES = {"layer": (0, 4095), "trained_steps": (0, 1 << 40), "query_from": (0, 4095), "n_blocks": (1, 4096)}
 
@@ -166,9 +165,7 @@ def load_hypernetwork(folder: Path, *, device: str = "cpu", base: Callable[[str]
     from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
 
     try:
-        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
-        described = json.loads((folder / _CONFIG).read_text("utf-8"))
+        described = read_description(folder / _CONFIG)
         kind = described.pop("kind")
         encoder = load_base(base(str(described.get("base")))) if kind == "tokens" else None
         with torch.device("meta"):  # no memory is taken on the word of the config alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -320,7 +321,8 @@ def _locate_path(reference: str, role: Role, cache_dir: Path) -> ResolvedModel:
         raise ModelNotFoundError(
             f"there is no directory {path} for the {role}", kept=_NOTHING, fix="check the path, or give a hub id"
         )
-    ggufs = [path] if path.is_file() else [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    inside = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    ggufs = [file for file in (path, *inside) if file.is_file()]
     if role == "llm" and len(ggufs) == 1 and ggufs[0].suffix == ".gguf":
         return _gguf(role, reference, ggufs[0], "directory", cache_dir, ggufs[0].stem, "unknown")
     _check_directory(path, role)
@@ -356,6 +358,13 @@ def _gguf(
 
 
 def _check_directory(path: Path, role: Role) -> None:
+    for file in [*path.glob("*"), *path.glob("*/config.json")]:
+        if _is_endless(file):
+            raise ModelNotFoundError(
+                f"{file} is neither a regular file nor a folder",
+                kept=_NOTHING,
+                fix=f"take it out of the directory of the {role}: whoever reads it may wait for ever",
+            )
     found = sorted(file.name for file in path.iterdir())[:8] if path.is_dir() else ["not a directory"]
     missing = []
     if not (path / "config.json").is_file():
@@ -369,6 +378,15 @@ def _check_directory(path: Path, role: Role) -> None:
             fix="give a directory as `save_pretrained` writes it: config.json, *.safetensors and the tokenizer's files"
             + (", or a .gguf file" if role == "llm" else ""),
         )
+
+
+def _is_endless(file: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, through links."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _licence(path: Path) -> str:

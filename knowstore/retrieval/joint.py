@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from knowstore.encoders import BaseEncoder, int8_tensors, load_base, read_tensors
+from knowstore.encoders import BaseEncoder, int8_tensors, load_base, read_description, read_tensors
 from knowstore.errors import ConfigError, KnowledgeStoreError, RetrievalError
 from knowstore.retrieval.encoding import batches_by_length, readable, usable_tokens
 from knowstore.retrieval.late import NULL_THRESHOLD, LateReranker
@@ -32,7 +32,6 @@ questions and passages of training data."""
 
 _QUESTION_TOKENS = 48
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_MAX_CONFIG_BYTES = 1 << 20
 
 Spans = Sequence[tuple[int, int]]
 
@@ -417,9 +416,7 @@ def read_config(folder: Path) -> JointConfig:
         RetrievalError: it is missing, damaged, or of another kind.
     """
     try:
-        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"{_CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes")
-        described = json.loads((folder / _CONFIG).read_text("utf-8"))
+        described = read_description(folder / _CONFIG)
         kind = described.pop("kind", None)
         if kind != KIND:
             raise ValueError(f"its kind is {kind!r}, expected {KIND!r}")

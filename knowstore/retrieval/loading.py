@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig
 
+from knowstore.encoders import read_description
 from knowstore.errors import RetrievalError
 from knowstore.retrieval.cross_encoder import CrossEncoderReranker
 from knowstore.retrieval.flag import FlagReranker
@@ -48,6 +48,9 @@ def load_reranker(
     )
     if path is None:
         raise RetrievalError(f"reranker {reference!r} was not resolved to a directory", "nothing was loaded", fix)
+    if not (path / "config.json").is_file():
+        why = f"there is no file config.json in {path}"
+        raise RetrievalError(f"reranker {reference!r} cannot be read: {why}", "nothing was loaded", fix)
     if _kind(path) == KIND:
         if base is None:
             raise RetrievalError(
@@ -96,7 +99,7 @@ def calibration(reference: str, path: Path | None = None) -> Calibration:
 def _kind(path: Path) -> object:
     """The `kind` that one of our own checkpoints names."""
     try:
-        described = json.loads((path / "config.json").read_text("utf-8"))
+        described = read_description(path / "config.json")
     except (OSError, ValueError, RecursionError):
         return None
     return described.get("kind") if isinstance(described, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,17 @@ def test_damaged_files_are_an_error_that_names_the_folder(damage: str, bert: Pat
     with pytest.raises(RetrievalError, match=f"{tmp_path} holds no joint reranker that can be read") as caught:
         JointReranker.load(tmp_path, bert)
     assert "knowstore train reranker" in caught.value.fix
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_for_a_config_is_refused_and_not_waited_for(bert: Path, tmp_path: Path) -> None:
+    new(bert).save(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(RetrievalError, match="is not a regular file"):
+        JointReranker.load(tmp_path, bert)
+    with pytest.raises(RetrievalError, match="there is no file config"):
+        load_reranker("./folder", tmp_path, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

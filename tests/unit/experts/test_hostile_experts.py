@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -88,6 +89,11 @@ def _numbers(folder: Path, value: float) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def _piped(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def _pickled(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -100,6 +106,8 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     ),
     "no file but a pickle": _pickled,
     "a link to a device": _linked,
+    "a pipe for a config": lambda f: _piped(f / "config.json"),
+    "a pipe for weights": lambda f: _piped(f / "model.safetensors"),
     "another shape": lambda f: _shape(f, (3, 3)),
     "another number of tensors": lambda f: save_file({"x": torch.zeros(1)}, f / "model.safetensors"),
     "nan": lambda f: _numbers(f, float("nan")),
@@ -118,6 +126,7 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_hostile_hypernetwork_folder_is_refused_before_anything_is_allocated(
     hostile: str, tiny_pooled_dir: Path, tmp_path: Path

