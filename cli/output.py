@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from knowstore.errors import KnowledgeStoreError
+from knowstore.records import well_formed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -241,16 +242,19 @@ def _cell(value: object) -> str:
 
 
 def _json_value(value: object) -> object:
-    """The same without what JSON cannot hold: a number that is not finite is null."""
+    """The same without what JSON cannot hold: a number that is not finite is null, and what is no character, such as a
+    byte of a path that is not UTF-8, is U+FFFD."""
     if isinstance(value, Mapping):
-        return {str(key): _json_value(one) for key, one in value.items()}
+        return {well_formed(str(key)): _json_value(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_json_value(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, int):
         return value
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    if isinstance(value, str):
+        return well_formed(value)
+    return value.isoformat() if hasattr(value, "isoformat") else well_formed(str(value))
 
 
 def size(n_bytes: float) -> str:

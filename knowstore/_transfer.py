@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,18 @@ def export(
     if (found and not is_cut_short) or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} is not an empty folder", kept="it is as it was", fix="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _emptied_on_failure(folder):
+    with _emptied_on_failure(folder), ExitStack() as opened:  # files, for Arrow reads some paths as URLs
         _empty(folder)
         (folder / _UNFINISHED).touch()
         ids = {passage_id for passage_id, _ in pairs}
         missing = {"passages": set(ids), "experts": set(ids)}
         writer = None
         for batch in table.iter_rows(at=head, columns=_PASSAGE_COLUMNS):
-            writer = writer or pq.ParquetWriter(folder / "passages.parquet", batch.schema)
+            if writer is None:
+                file = opened.enter_context((folder / "passages.parquet").open("wb"))
+                writer = opened.enter_context(pq.ParquetWriter(file, batch.schema))
             writer.write_batch(batch)
             missing["passages"].difference_update(batch.column("id").to_pylist())
-        if writer is not None:
-            writer.close()
         schema = pa.schema(
             [
                 ("passage_id", pa.string()), ("fingerprint", pa.string()), ("codec", pa.string()),
@@ -75,7 +75,7 @@ def export(
                 ("data", pa.large_binary()), ("checksum", pa.string()), ("batch_id", pa.int64()),
             ]
         )  # fmt: skip
-        with pq.ParquetWriter(folder / "experts.parquet", schema) as experts:
+        with (folder / "experts.parquet").open("wb") as file, pq.ParquetWriter(file, schema) as experts:
             part: list[dict[str, object]] = []
             for expert in bank.iter_encoded():
                 if expert.passage_id in ids:
@@ -94,7 +94,8 @@ def export(
             )
         schema = pa.schema([("passage_id", pa.string()), ("source", pa.string())])
         sources = {"passage_id": [passage_id for passage_id, _ in pairs], "source": [source for _, source in pairs]}
-        pq.write_table(pa.table(sources, schema=schema), folder / "sources.parquet")
+        with (folder / "sources.parquet").open("wb") as file:
+            pq.write_table(pa.table(sources, schema=schema), file)
         manifest: dict[str, object] = {"format": _FORMAT, "fingerprints": fingerprints, "passages": len(ids)}
         if probes is not None:
             (folder / PROBES_FILE).write_text(probes, "utf-8")

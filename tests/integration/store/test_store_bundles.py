@@ -77,6 +77,17 @@ def test_an_import_into_a_store_with_other_passages_and_another_codec_adds_what_
     assert store.verify().problems == ()
 
 
+@pytest.mark.parametrize("name", [b"not-utf-8-\xff", b"s3:bucket", b"file:x", b"a%20b"])
+def test_a_bank_is_exported_to_a_folder_of_any_name(
+    name: bytes, exported: Path, open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(os.fsdecode(name))
+    assert open_store(exported / "origin").export(folder) == 4
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (exported / "bundle").iterdir()}
+    assert open_store().import_(folder).passages_added == 4
+
+
 def test_an_export_that_fails_leaves_its_folder_empty_to_be_run_again(
     exported: Path, open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

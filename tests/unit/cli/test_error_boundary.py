@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,12 @@ def test_json_is_json_on_a_stream_of_any_encoding(encoding: str, monkeypatch: py
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding, errors="backslashreplace"))
     Output(as_json=True).result({"text": "Rhône \u2019 \U0001f600"}, "")
     assert json.loads(written.getvalue().decode("utf-8")) == {"text": "Rhône \u2019 \U0001f600"}
+
+
+def test_json_holds_no_byte_that_is_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(b"out\xff"))
+    Output(as_json=True).result({"folder": str(path), "paths": [path], str(path): 1}, "")
+    assert json.loads(capsys.readouterr().out) == {"folder": "out\ufffd", "paths": ["out\ufffd"], "out\ufffd": 1}
 
 
 def test_quiet_writes_ids_and_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
