@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ _HTML_SPACED = {"br", "button", "label", "option", "td", "th"}
 _DECLARED_ENCODING = re.compile(
     rb"""(?:\A\s*<\?xml[^<>]*?\sencoding|<meta\s[^<>]*?charset)\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE
 )
+_LABEL_LETTERS = 200
 _DECLARATION_BYTES = 8_192  # browsers look for a declaration in the first 1,024
 _HTML_DATES = ("article:published_time", "date", "dc.date", "dcterms.date", "datepublished")
 _PARAGRAPH = "\n\n"
@@ -288,10 +289,28 @@ def _docx_blocks(document: DocxDocument) -> Iterator[tuple[bool, str]]:
             if (text := _docx_text(element)).strip():
                 yield str(name).startswith(("Heading", "Title")), text
         elif element.tag == qn("w:tbl"):
-            for place, row in enumerate(element.tr_lst):
-                cells = [cell for cell in row.tc_lst if place == 0 or cell.vMerge != "continue"]
-                texts = ("\n".join(map(_docx_text, cell.iter(qn("w:p")))).strip() for cell in cells)
+            above: dict[int, str] = {}
+            for row in element.tr_lst:
+                texts, above = _docx_row(row, above)
                 yield False, " | ".join(filter(None, texts))
+
+
+def _docx_row(row: Any, above: Mapping[int, str]) -> tuple[list[str], dict[int, str]]:
+    """The texts of a table row's cells, and by column those that cells below may be merged with. A short one is told in
+    every row that it is merged over, for which it says something; a long one in its first."""
+    from docx.oxml.ns import qn
+
+    texts, merged, column = [], dict[int, str](), int(row.grid_before)
+    for cell in row.tc_lst:
+        if cell.vMerge == "continue" and column in above:
+            text = merged[column] = above[column]
+        else:
+            text = "\n".join(map(_docx_text, cell.iter(qn("w:p")))).strip()
+            if cell.vMerge:
+                merged[column] = text if len(text) <= _LABEL_LETTERS else ""
+        texts.append(text)
+        column += cell.grid_span
+    return texts, merged
 
 
 def _docx_text(paragraph: Any) -> str:

@@ -273,17 +273,20 @@ def test_word_tables_keep_equal_cells_and_give_merged_ones_once(tmp_path: Path, 
     assert read(tmp_path / "a.docx").texts == ["Oro | 3 | 3 | 9\nall | 7 | 7"]
 
 
-def test_a_word_cell_merged_over_rows_is_told_in_its_first_row(tmp_path: Path, read: Callable) -> None:
+@pytest.mark.parametrize(("label", "told"), [("Oro", "Oro | "), ("Oro " * 51, "")])
+def test_a_word_cell_merged_over_rows_is_told_in_each_when_it_is_a_label(
+    label: str, told: str, tmp_path: Path, read: Callable
+) -> None:
     docx = pytest.importorskip("docx")
     document = docx.Document()
     table = document.add_table(rows=3, cols=3)
-    for row, texts in zip(table.rows, (("Oro", "1", "2"), ("", "3", "4"), ("Ada", "5", "")), strict=True):
+    for row, texts in zip(table.rows, ((label, "1", "2"), ("", "3", "4"), ("Ada", "5", "")), strict=True):
         for cell, text in zip(row.cells, texts, strict=True):
             cell.text = text
     table.cell(0, 0).merge(table.cell(1, 0))
     table.cell(1, 2).merge(table.cell(2, 2))
     document.save(str(tmp_path / "a.docx"))
-    assert read(tmp_path / "a.docx").texts == ["Oro | 1 | 2\n3 | 4\nAda | 5"]
+    assert read(tmp_path / "a.docx").texts == [f"{label.strip()} | 1 | 2\n{told}3 | 4\nAda | 5 | 4"]
 
 
 def test_word_headings_are_told_by_their_styles_names(tmp_path: Path, read: Callable) -> None:
