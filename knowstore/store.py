@@ -274,6 +274,8 @@ class KnowledgeStore:
 
     def _are_changed_since(self, batch_id: int, sources: Container[str]) -> bool:
         """Whether an edit batch after this one is about one of the sources."""
+        if self.catalog.head() == batch_id:
+            return False
         later = [batch.id for batch in self.catalog.batches() if batch.id > batch_id]
         pairs = (pair for one in later for pairs in self.catalog.batch_items(one).values() for pair in pairs)
         return any(source in sources for _, source in pairs)

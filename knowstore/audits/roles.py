@@ -62,9 +62,9 @@ def _live(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[str]:
 
 def emptied(store: KnowledgeStore, probes: Iterable[Probe], at: int) -> set[int]:
     """Batches that have probes without a passage and, after batch `at`, nothing live of what they added."""
-    found = set()
-    live = {passage_id for passage_id, _ in store.catalog.placements_at(at)}
-    for batch_id in {probe.batch_id for probe in probes if probe.passage_id is None}:
+    asked, found = {probe.batch_id for probe in probes if probe.passage_id is None}, set()
+    live = {passage_id for passage_id, _ in store.catalog.placements_at(at)} if asked else set()
+    for batch_id in asked:
         added = {passage_id for passage_id, _ in store.catalog.batch_items(batch_id)["added"]}
         if added and not added & live:
             found.add(batch_id)
