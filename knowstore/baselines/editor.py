@@ -7,8 +7,8 @@ rank whose scales s and offsets o are each layer's own (Mitchell et al., 2022, s
     [u~_t; delta~_t] = h_t + ReLU(s_2 * (U_2 V_2 h_t + b_2) + o_2)
 
 U, b and o are zero at first, so that the untrained network hands on the gradient; the ReLU has a gradient at zero, or
-they would stay so. How the tokens' edits become one change of a
-weight matrix is the method's rule: MEND sums them, MALMEN solves for them.
+they would stay so. How the tokens' edits become one change of a weight matrix is the method's rule: MEND sums them,
+MALMEN solves for them.
 """
 
 from __future__ import annotations
