@@ -37,7 +37,7 @@ _ROWS = 256  # rows in memory
 _PASSAGE_COLUMNS = ("id", "text", "title", "source", "date", "vector", "segments", "segment_vectors")
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_PLACEMENTS = 5_000_000  # in memory
-_UNIT_NORM = 0.01  # how far vectors of length 1 may be from it; half precision errs by a tenth
+_UNIT_NORM = 0.01  # how far vectors of length 1 may be from it; half precision errs by a tenth of that
 
 
 def export(
