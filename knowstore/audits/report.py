@@ -13,8 +13,8 @@ from typing import Any
 from knowstore._drawing import can_plot
 from knowstore.audits.figures import curves, heatmap
 from knowstore.audits.history import Row, gather
+from knowstore.audits.results import tells
 from knowstore.errors import ConfigError
-from knowstore.evaluation import holds_answer
 from knowstore.store import KnowledgeStore
 
 _COLUMNS = (
@@ -134,7 +134,7 @@ def _by_batch(mode: Row, n_questions: int) -> list[Row]:
 
 def _urgency(question: Row) -> tuple[bool, float, float]:
     if question["state"] == "gone":
-        is_told = question["now_em"] == 1.0 or holds_answer(question["now"] or "", question["answers"])
+        is_told = tells(question["now"], question["now_em"], question["answers"])
         return False, -1.0 if is_told else 1.0, question["now_em"]
     return question["kind"] == "locality", question["now_em"] - question["then_em"], question["now_em"]
 

@@ -211,7 +211,7 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
     """How many removed facts are still told, by answers that hold an accepted one: `answered` in all, `exactly` by
     nothing else, `known` to the untouched model, `told` by a live passage that was mounted, and `leaked`, which nothing
     explains."""
-    answered = [one for one in answers if one.em == 1.0 or holds_answer(one.text or "", probes[one.probe_id].answers)]
+    answered = [one for one in answers if tells(one.text, one.em, probes[one.probe_id].answers)]
     known = {one.probe_id for one in answered if _is_known(one, probes[one.probe_id])}
     told = {one.probe_id for one in answered if one.is_told} - known
     leaked = {one.probe_id for one in answered} - known - told
@@ -229,7 +229,13 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
 
 def _is_known(answer: ProbeAnswer, probe: Probe) -> bool:
     text = answer.untouched or ""
-    return holds_answer(text, probe.answers) or exact_match(text, probe.answers) == 1.0
+    return tells(text, exact_match(text, probe.answers), probe.answers)
+
+
+def tells(text: str | None, em: float, accepted: Sequence[str]) -> bool:
+    """Whether an answer tells an accepted one, exactly or within a sentence; of a text that was purged only the exact
+    match is left."""
+    return em == 1.0 or holds_answer(text or "", accepted)
 
 
 def _change(history: History, score: Callable[[Score], float]) -> Figures:
