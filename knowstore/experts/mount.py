@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
 from knowstore.experts.expert import Experts, expert_output, query_output
-from knowstore.experts.llm import blocks, blocks_owner, ffn, first_input, hooks_lock
+from knowstore.experts.llm import blocks_owner, ffn, first_input, hooks_lock
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any] | None
@@ -67,13 +67,11 @@ def mount(
         ]
     parts = [ffn(model, one.layer) for one in beside]
     with hooks_lock:
-        handles = [blocks_owner(model).register_forward_pre_hook(state.take_offset, with_kwargs=True)]
+        handles = [blocks_owner(model).register_forward_pre_hook(state.take_call, with_kwargs=True)]
         for one, (first, last) in zip(beside, parts, strict=True):
-            handles += [
-                blocks(model)[one.layer].register_forward_pre_hook(one.take_shape, with_kwargs=True),
-                first.register_forward_pre_hook(one.take_input, with_kwargs=True),
-                last.register_forward_hook(one.add_output),
-            ]
+            if first is not last:
+                handles.append(first.register_forward_pre_hook(one.take_input, with_kwargs=True))
+            handles.append(last.register_forward_hook(one.add_output, with_kwargs=True))
     token = _mounted_here.set(_mounted_here.get() | {id(state)})
     try:
         yield
@@ -92,15 +90,18 @@ class _Mounted:
         self.starts = starts
         self.n_questions = experts.n_questions
         self.copies = {1: experts}
-        self.offset = 0
+        self.n_sequences, self.offset = 1, 0
 
     @property
     def is_here(self) -> bool:
         return id(self) in _mounted_here.get()
 
-    def take_offset(self, _owner: nn.Module, _args: Args, kwargs: Kwargs = None) -> None:
+    def take_call(self, _owner: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
         if self.is_here:
-            past = (kwargs or {}).get("past_key_values")
+            named = kwargs or {}
+            inputs = (*args[:1], named.get("input_ids"), named.get("inputs_embeds"))
+            self.n_sequences = next((one.shape[0] for one in inputs if one is not None), 1)
+            past = named.get("past_key_values")
             self.offset = 0 if past is None else int(past.get_seq_length())
 
     def experts_for(self, n_sequences: int) -> Experts:
@@ -131,23 +132,22 @@ class _Beside:
 
     def __init__(self, state: _Mounted, layer: int, output: Callable[[Experts, Tensor], Tensor]) -> None:
         self.state, self.layer, self.output = state, layer, output
-        self.shape = torch.Size()
         self.x: Tensor | None = None
 
-    def take_shape(self, _block: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
-        if self.state.is_here:
-            self.shape = first_input(args, kwargs).shape
-
-    def take_input(self, _ffn: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
+    def take_input(self, _first: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
+        """Of an FFN whose parts the block holds; a whole one's is at hand when it has given its output."""
         if self.state.is_here:
             self.x = first_input(args, kwargs)
 
-    def add_output(self, _ffn: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if not self.state.is_here or self.x is None:
+    def add_output(self, _last: nn.Module, args: Args, *found: Any) -> Any:
+        """`found` is keyword arguments, which may be missing, and the output."""
+        if not self.state.is_here:
             return None
-        x, self.x = self.x, None
+        x, self.x = first_input(args, found[0]) if self.x is None else self.x, None
+        output = found[-1]
         main = output[0] if isinstance(output, tuple) else output
-        x = x.reshape(self.shape)  # (B, T, D), also in blocks that flatten their tokens
+        if x.dim() == 2:  # a block that flattens its tokens
+            x = x.reshape(self.state.n_sequences, -1, x.shape[-1])
         added = self.state.from_start(self.output(self.state.experts_for(x.shape[0]), x))
         total = main + added.reshape(main.shape).to(main.dtype)
         return (total, *output[1:]) if isinstance(output, tuple) else total

@@ -1,7 +1,8 @@
 """Weights of a frozen LLM in the order in which the CPU's bfloat16 products read them.
 
 oneDNN brings a matrix into blocks before it multiplies with it. For a single token that costs more than the product,
-and it is done anew at each call unless the blocks are kept. The products are the same to the bit.
+and it is done anew at each call unless the blocks are kept. The products are the same to the bit. Of weights that a
+file held in four bits, products with a few rows, as when an answer is written token by token, read those.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from knowstore.experts.quantised import MOST_ROWS, FourBits
+
 _MOST_BYTES = 2 << 30
 _OPS = torch.ops.mkldnn
 
 
 def pack(model: nn.Module) -> bool:
-    """Keep a blocked copy of every linear map's weights beside them; again it does nothing.
+    """Keep a blocked copy of every linear map's weights beside them, and one in four bits of those that were made from
+    such; again it does nothing.
 
     Passes with gradients use the weights themselves. Weights that are edited in place or replaced are blocked anew at
     the next call; only writes through `.data` go unseen.
@@ -58,6 +62,7 @@ class _PackedForward:
     def _pack(self, weight: Tensor) -> None:
         self.weight, self.state = weight, (weight.data_ptr(), weight._version)
         self.packed = _OPS._reorder_linear_weight(weight.detach())
+        self.four_bits = FourBits.found_in(weight.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
@@ -65,5 +70,8 @@ class _PackedForward:
             return linear(x, weight, bias)
         if weight is not self.weight or (weight.data_ptr(), weight._version) != self.state:
             self._pack(weight)
+        if self.four_bits is not None and x.numel() <= MOST_ROWS * x.shape[-1]:
+            product = self.four_bits.product(x)
+            return product if bias is None else product + bias
         out: Tensor = _OPS._linear_pointwise(x, self.packed, bias, "none", [], "")
         return out
