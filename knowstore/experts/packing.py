@@ -1,4 +1,4 @@
-"""Weights of a frozen LLM in the order in which the CPU's bfloat16 products read them.
+"""Weights of a frozen LLM as the CPU's quickest products read them.
 
 oneDNN brings a matrix into blocks before it multiplies with it. For a single token that costs more than the product,
 and it is done anew at each call unless the blocks are kept. The products are the same to the bit. Of weights that a
@@ -6,6 +6,8 @@ file held in four bits, products with a few rows, as when an answer is written t
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -25,35 +27,45 @@ def pack(model: nn.Module) -> bool:
     the next call; only writes through `.data` go unseen.
 
     Args:
-        model: a frozen one; packed when it is in bfloat16 on a CPU, oneDNN computes there in it, and its linear maps
-            take at most 2 GiB.
+        model: a frozen one; packed when it is on a CPU, its linear maps take at most 2 GiB, and it is in bfloat16 and
+            oneDNN computes there in it. On a CPU that does not, one in float32 gets four-bit weights alone, with which
+            few rows are multiplied in bfloat16, where its first map was made from such.
 
     Returns: whether the model is packed.
     """
     maps = [module for module in model.modules() if type(module) is nn.Linear]
-    if any("forward" in vars(module) for module in maps):
-        return all(isinstance(module.forward, _PackedForward) for module in maps)
+    changed = [module.forward for module in maps if "forward" in vars(module)]
+    if changed:
+        return all(isinstance(forward, _PackedForward) for forward in changed)
     weights = [module.weight for module in maps]
-    if not _is_useful() or sum(one.nbytes for one in weights) > _MOST_BYTES or not all(map(_can_pack, weights)):
+    if not maps or sum(one.nbytes for one in weights) > _MOST_BYTES or not all(map(_can_pack, weights)):
+        return False
+    if not _is_blocked(weights[0]) and FourBits.found_in(weights[0].detach()) is None:
         return False
     for module in maps:
         module.forward = _PackedForward(module)  # type: ignore[method-assign, assignment]
-    return bool(maps)
+    return True
 
 
-def _is_useful() -> bool:
-    """Whether this build of PyTorch has the products, and this CPU computes in bfloat16."""
+@cache
+def _computes_in_bf16() -> bool:
+    """Whether this build of PyTorch has products with blocked weights, and this CPU computes in bfloat16."""
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     return all(hasattr(_OPS, name) for name in names) and bool(_OPS._is_mkldnn_bf16_supported())
 
 
+def _is_blocked(weight: Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and _computes_in_bf16()
+
+
 def _can_pack(weight: Tensor) -> bool:
-    """Whether it can be blocked, and a change of it be noticed, which inference tensors do not tell."""
-    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.is_inference()
+    """Whether it may have copies, and a change of it be noticed, which inference tensors do not tell."""
+    usual = torch.bfloat16 if _computes_in_bf16() else torch.float32
+    return weight.dtype == usual and weight.device.type == "cpu" and not weight.is_inference()
 
 
 class _PackedForward:
-    """A linear map's forward pass, with its weights in blocks."""
+    """A linear map's forward pass, with copies of its weights."""
 
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
@@ -61,7 +73,7 @@ class _PackedForward:
 
     def _pack(self, weight: Tensor) -> None:
         self.weight, self.state = weight, (weight.data_ptr(), weight._version)
-        self.packed = _OPS._reorder_linear_weight(weight.detach())
+        self.blocked = _OPS._reorder_linear_weight(weight.detach()) if _is_blocked(weight) else None
         self.four_bits = FourBits.found_in(weight.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -71,7 +83,9 @@ class _PackedForward:
         if weight is not self.weight or (weight.data_ptr(), weight._version) != self.state:
             self._pack(weight)
         if self.four_bits is not None and x.numel() <= MOST_ROWS * x.shape[-1]:
-            product = self.four_bits.product(x)
+            product = self.four_bits.product(x.bfloat16()).to(x.dtype)
             return product if bias is None else product + bias
-        out: Tensor = _OPS._linear_pointwise(x, self.packed, bias, "none", [], "")
+        if self.blocked is None:
+            return linear(x, weight, bias)
+        out: Tensor = _OPS._linear_pointwise(x, self.blocked, bias, "none", [], "")
         return out

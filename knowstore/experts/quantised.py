@@ -1,4 +1,4 @@
-"""Four-bit weights, found again in the bfloat16 weights of a model that a GGUF file held in four bits.
+"""Four-bit weights, found again in the weights of a model that a GGUF file held in four bits.
 
 A single token's product with a matrix takes as long as reading the matrix does, and in four bits it is a quarter as
 long. A file of type Q4_1 keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up from it, of which
@@ -29,7 +29,7 @@ class FourBits:
 
     @classmethod
     def found_in(cls, weight: Tensor) -> FourBits | None:
-        """The four-bit weights that a bfloat16 weight (O, I) was made from; None when it was made from others."""
+        """The four-bit weights that a weight (O, I) was made from, by way of bfloat16; None when from others."""
         n_out, n_in = weight.shape
         if n_in % _BLOCK or n_out % 16 or not is_available():
             return None

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor, nn
 
+from knowstore.experts import packing
 from knowstore.experts.packing import pack
 from knowstore.experts.quantised import MOST_ROWS, FourBits, is_available
 
@@ -96,3 +97,23 @@ def test_four_bits_follow_edits_of_the_weights() -> None:
     assert torch.equal(model(x), before * 2)
     model[0].weight[0] = 1.0  # type: ignore[index]
     assert float(model(x)[0, 0, 0]) == N_IN
+
+
+@torch.no_grad()
+def test_on_a_cpu_without_bfloat16_a_model_in_float32_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_computes_in_bf16", lambda: False)
+    weight = weights(GGMLQuantizationType.Q4_1).float()
+    linear = nn.Linear(N_IN, N_OUT)
+    linear.weight.copy_(weight)
+    model = nn.Sequential(nn.Linear(N_IN, N_OUT)).requires_grad_(False)
+    model.load_state_dict({f"0.{name}": tensor for name, tensor in linear.state_dict().items()})
+    assert pack(model)
+    assert pack(model)
+    x = torch.randn(1, MOST_ROWS, N_IN, generator=torch.Generator().manual_seed(2))
+    few, many = model(x), model(x.repeat(2, 1, 1))
+    assert torch.equal(many, linear(x.repeat(2, 1, 1)))
+    assert few.dtype == torch.float32
+    assert not torch.equal(few, many[:1])
+    torch.testing.assert_close(few, many[:1], rtol=0.02, atol=0.02)
+    assert not pack(nn.Sequential(nn.Linear(N_IN, N_OUT)))
+    assert not pack(nn.Sequential(nn.Linear(N_IN, N_OUT, dtype=torch.bfloat16)))
