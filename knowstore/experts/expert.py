@@ -304,7 +304,7 @@ def combine(
     if len(forms) > 1 or len(widths) > 1:
         raise _shape_error(f"experts of forms {sorted(forms)} and widths {sorted(widths)} do not mount together")
     is_on = _switch([bool(question) for question in questions], device, dtype)
-    small = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype  # quicker for one token there
+    small = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype  # quicker there for few tokens
     static = None if static is None else static.to(device, small)
     query = None if query is None else query.to(device, small)
     if not flat:

@@ -28,8 +28,9 @@ def mount(
     """Add the weighted experts' output to one FFN of a frozen model (Eq. 3 and 6), and the query experts' below it.
 
     `model.generate` works inside with all its options; beams and several samples of a question share its
-    experts. The experts act in the thread (or asyncio task) that entered the block and in no other, so
-    threads that share a model can each mount their own. Blocks nest: outputs add up.
+    experts. Call the model as a whole, not one of its blocks. The experts act in the thread (or asyncio task) that
+    entered the `with` block and in no other, so threads that share a model can each mount their own. `with` blocks
+    nest: outputs add up.
 
     Args:
         model: causal LM of hidden width D.
@@ -128,23 +129,25 @@ class _Mounted:
 
 
 class _Beside:
-    """The hooks beside the FFN of one block; `output` gives what is added for an input (B, T, D)."""
+    """The hooks beside the FFN of one block; `output` gives what is added for an input (B, T, D).
+
+    A whole FFN's input is looked at when it has given its output; it must not have written into it.
+    """
 
     def __init__(self, state: _Mounted, layer: int, output: Callable[[Experts, Tensor], Tensor]) -> None:
         self.state, self.layer, self.output = state, layer, output
         self.x: Tensor | None = None
 
     def take_input(self, _first: nn.Module, args: Args, kwargs: Kwargs = None) -> None:
-        """Of an FFN whose parts the block holds; a whole one's is at hand when it has given its output."""
+        """Of an FFN whose parts the block holds."""
         if self.state.is_here:
             self.x = first_input(args, kwargs)
 
-    def add_output(self, _last: nn.Module, args: Args, *found: Any) -> Any:
-        """`found` is keyword arguments, which may be missing, and the output."""
+    def add_output(self, _last: nn.Module, args: Args, *rest: Any) -> Any:
         if not self.state.is_here:
             return None
-        x, self.x = first_input(args, found[0]) if self.x is None else self.x, None
-        output = found[-1]
+        kwargs, output = rest if len(rest) == 2 else (None, *rest)
+        x, self.x = first_input(args, kwargs) if self.x is None else self.x, None
         main = output[0] if isinstance(output, tuple) else output
         if x.dim() == 2:  # a block that flattens its tokens
             x = x.reshape(self.state.n_sequences, -1, x.shape[-1])

@@ -7,6 +7,7 @@ file held in four bits, products with a few rows, as when an answer is written t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -23,8 +24,8 @@ def pack(model: nn.Module) -> bool:
     """Keep a blocked copy of every linear map's weights beside them, and one in four bits of those that were made from
     such; again it does nothing.
 
-    Passes with gradients use the weights themselves. Weights that are edited in place or replaced are blocked anew at
-    the next call; only writes through `.data` go unseen.
+    Passes with gradients use the weights themselves. Weights that are edited in place or replaced are copied anew at
+    the next call; only writes through `.data`, and those of fused optimizers, go unseen.
 
     Args:
         model: a frozen one; packed when it is on a CPU, its linear maps take at most 2 GiB, and it is in bfloat16 and
@@ -42,8 +43,9 @@ def pack(model: nn.Module) -> bool:
         return False
     if not _is_blocked(weights[0]) and FourBits.found_in(weights[0].detach()) is None:
         return False
-    for module in maps:
-        module.forward = _PackedForward(module)  # type: ignore[method-assign, assignment]
+    made = [_PackedForward(module) for module in maps]
+    for module, forward in zip(maps, made, strict=True):
+        module.forward = forward  # type: ignore[method-assign, assignment]
     return True
 
 
@@ -64,28 +66,48 @@ def _can_pack(weight: Tensor) -> bool:
     return weight.dtype == usual and weight.device.type == "cpu" and not weight.is_inference()
 
 
+@dataclass(frozen=True)
+class _Copies:
+    """What is kept of a weight, and the state that it was in."""
+
+    weight: Tensor
+    state: tuple[int, int]
+    blocked: Tensor | None
+    four_bits: FourBits | None
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Copies:
+        state = _state(weight)
+        blocked = _OPS._reorder_linear_weight(weight.detach()) if _is_blocked(weight) else None
+        return cls(weight, state, blocked, FourBits.found_in(weight.detach()))
+
+
 class _PackedForward:
-    """A linear map's forward pass, with copies of its weights."""
+    """A linear map's forward pass, with copies of its weights; a copy of it begins without."""
 
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
-        self._pack(module.weight)
+        self.copies: _Copies | None = _Copies.of(module.weight)
 
-    def _pack(self, weight: Tensor) -> None:
-        self.weight, self.state = weight, (weight.data_ptr(), weight._version)
-        self.blocked = _OPS._reorder_linear_weight(weight.detach()) if _is_blocked(weight) else None
-        self.four_bits = FourBits.found_in(weight.detach())
+    def __getstate__(self) -> dict[str, object]:
+        return {"module": self.module, "copies": None}
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
         if torch.is_grad_enabled() or x.dtype != weight.dtype or not _can_pack(weight):
             return linear(x, weight, bias)
-        if weight is not self.weight or (weight.data_ptr(), weight._version) != self.state:
-            self._pack(weight)
-        if self.four_bits is not None and x.numel() <= MOST_ROWS * x.shape[-1]:
-            product = self.four_bits.product(x.bfloat16()).to(x.dtype)
+        copies = self.copies
+        if copies is None or copies.weight is not weight or copies.state != _state(weight):
+            copies = self.copies = _Copies.of(weight)
+        if copies.four_bits is not None and x.numel() <= MOST_ROWS * x.shape[-1]:
+            product = copies.four_bits.product(x.bfloat16()).to(x.dtype)
             return product if bias is None else product + bias
-        if self.blocked is None:
+        if copies.blocked is None:
             return linear(x, weight, bias)
-        out: Tensor = _OPS._linear_pointwise(x, self.blocked, bias, "none", [], "")
+        out: Tensor = _OPS._linear_pointwise(x, copies.blocked, bias, "none", [], "")
         return out
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    """Another one after every edit that PyTorch counts."""
+    return weight.data_ptr(), weight._version

@@ -2,7 +2,7 @@
 
 A single token's product with a matrix takes as long as reading the matrix does, and in four bits it is a quarter as
 long. A file of type Q4_1 keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up from it, of which
-lowest and highest are always taken; so both can be told from the weights, and any other matrix does not fit.
+its writer takes the lowest and the highest in every block; so both can be told from the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 MOST_ROWS = 4  # from about six on, products with blocked weights in bfloat16 are as quick
 _BLOCK = 32
 _STEPS = 15
-_ROUNDING = 2**-9  # of a number in bfloat16, relative
+_ROUNDING = 2**-8  # of a number in bfloat16, relative, at most
+_ROWS = 64  # that PyTorch puts in order together
 _AT_ONCE = 1 << 18  # weights that are looked at together
 
 
@@ -31,31 +32,39 @@ class FourBits:
     def found_in(cls, weight: Tensor) -> FourBits | None:
         """The four-bit weights that a weight (O, I) was made from, by way of bfloat16; None when from others."""
         n_out, n_in = weight.shape
-        if n_in % _BLOCK or n_out % 16 or not is_available():
+        if not n_out or not n_in or n_in % _BLOCK or n_out % 16 or not is_available():
             return None
-        codes = torch.empty(n_out * n_in // _BLOCK, _BLOCK, dtype=torch.int32)
-        scales = torch.empty(len(codes), 2, dtype=torch.bfloat16)
-        n = _AT_ONCE // _BLOCK
-        for first in range(0, len(codes), n):
-            blocks = weight.view_as(codes)[first : first + n].float()
-            low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)  # `aminmax` is slower than both
-            step = (high - low) / _STEPS
-            found = (blocks - low).div_(step.clamp(min=torch.finfo(torch.float32).tiny)).round_()
-            differences = torch.addcmul(low, found, step).sub_(blocks).abs_()
-            if (differences > 3 * _ROUNDING * torch.maximum(low.abs(), high.abs())).any():
+        n = max(1, _AT_ONCE // (n_in * _ROWS)) * _ROWS
+        codes, scales = [], []
+        for first in range(0, n_out, n):
+            fitted = _fitted(weight[first : first + n])
+            if fitted is None:
                 return None
-            codes[first : first + n] = found
-            scales[first : first + n, :1] = step
-            middle = (low + high + step) / 2  # from there, a step that was rounded is wrong by least at both ends
-            scales[first : first + n, 1:] = middle
-        packed = torch._convert_weight_to_int4pack_for_cpu(codes.view(n_out, n_in), 2)
-        return cls(packed, scales.view(n_out, n_in // _BLOCK, 2).transpose(0, 1).contiguous())
+            codes.append(torch._convert_weight_to_int4pack_for_cpu(fitted[0], 2))
+            scales.append(fitted[1])
+        return cls(torch.cat(codes), torch.cat(scales, 1))
 
     def product(self, x: Tensor) -> Tensor:
         """`x` (..., I) times the transposed weight: (..., O); both in bfloat16."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         out: Tensor = torch._weight_int4pack_mm_for_cpu(rows, self.codes, _BLOCK, self.scales)
         return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _fitted(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Codes (N, I) and scales (I / 32, N, 2) of N rows; None where one is further off than rounding explains, or
+    as far as a quarter of a step."""
+    blocks = rows.float().reshape(-1, _BLOCK)
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)  # `aminmax` is slower than both
+    step = (high - low) / _STEPS
+    codes = ((blocks - low) / step.clamp(min=torch.finfo(torch.float32).tiny)).round_()
+    differences = torch.addcmul(low, codes, step).sub_(blocks).abs_()
+    rounding = 2.05 * _ROUNDING * torch.maximum(low.abs(), high.abs())  # of an end of the block and of the weight
+    if not (differences <= torch.minimum(rounding, step / 4)).all():
+        return None
+    middle = (low + high + step) / 2  # from there, a step that was rounded is wrong by least at both ends
+    scales = torch.cat([step, middle], 1).bfloat16().view(len(rows), -1, 2)
+    return codes.int().view(len(rows), -1), scales.transpose(0, 1)
 
 
 def is_available() -> bool:

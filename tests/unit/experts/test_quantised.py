@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +20,11 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="this PyTorch has no 
 N_OUT, N_IN = 48, 96
 
 
-def weights(kind: GGMLQuantizationType, *, scale: float = 0.05) -> Tensor:
-    """Of a file of this type, (N_OUT, N_IN) in bfloat16."""
-    drawn = np.random.default_rng(0).normal(0, scale, (N_OUT, N_IN)).astype(np.float32)
+def weights(
+    kind: GGMLQuantizationType, shape: tuple[int, int] = (N_OUT, N_IN), *, scale: float = 0.05, mean: float = 0.0
+) -> Tensor:
+    """Of a file of this type, in bfloat16."""
+    drawn = np.random.default_rng(0).normal(mean, scale, shape).astype(np.float32)
     return torch.from_numpy(dequantize(quantize(drawn, kind), kind)).to(torch.bfloat16)
 
 
@@ -45,6 +50,37 @@ def test_products_are_as_close_as_those_in_bfloat16(scale: float, n_rows: int) -
     expected = x.double() @ weight.double().T
     norms = x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=-1)
     assert ((found.product(x) - expected).abs() <= 2**-8 * norms).all()
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(512, 2048), (80, 96), (1536, 576)])
+def test_all_of_a_matrix_is_found(shape: tuple[int, int], mean: float) -> None:
+    weight = weights(GGMLQuantizationType.Q4_1, shape, mean=mean)
+    found = FourBits.found_in(weight)
+    assert found is not None
+    product = found.product(torch.eye(shape[1], dtype=torch.bfloat16)).T.float()
+    assert float((product - weight.float()).abs().max()) <= 2**-7 * float(weight.float().abs().max())
+
+
+def test_inputs_and_weights_may_be_parts_of_others() -> None:
+    weight = weights(GGMLQuantizationType.Q4_1, (2 * N_OUT, N_IN)).T.contiguous().T[:N_OUT]
+    found = FourBits.found_in(weight)
+    assert found is not None
+    x = torch.randn(2, 5, N_IN, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    assert torch.equal(found.product(x[:, -1:]), found.product(x[:, -1:].contiguous()))
+
+
+@pytest.mark.parametrize("width", [0.005, 0.02, 0.03])
+def test_weights_that_hardly_differ_are_not_taken_for_four_bits(width: float) -> None:
+    drawn = torch.randn(N_OUT, N_IN, generator=torch.Generator().manual_seed(1))
+    assert FourBits.found_in((1 + width * drawn).bfloat16()) is None
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan"), 3e38])
+def test_weights_that_are_no_numbers_are_left(odd: float) -> None:
+    weight = weights(GGMLQuantizationType.Q4_1)
+    weight[3, 40:42] = torch.tensor([odd, -odd])
+    assert FourBits.found_in(weight) is None
 
 
 def test_a_block_of_equal_weights_is_found() -> None:
@@ -117,3 +153,27 @@ def test_on_a_cpu_without_bfloat16_a_model_in_float32_has_them_too(monkeypatch: 
     torch.testing.assert_close(few, many[:1], rtol=0.02, atol=0.02)
     assert not pack(nn.Sequential(nn.Linear(N_IN, N_OUT)))
     assert not pack(nn.Sequential(nn.Linear(N_IN, N_OUT, dtype=torch.bfloat16)))
+
+
+@torch.no_grad()
+def test_a_copy_of_a_packed_model_computes_the_same() -> None:
+    _, model = packed(weights(GGMLQuantizationType.Q4_1))
+    x = torch.ones(1, 6, N_IN, dtype=torch.bfloat16)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    assert torch.equal(twin(x[:, :2]), model(x[:, :2]))
+
+
+@torch.no_grad()
+def test_weights_that_were_edited_are_not_mixed_up_with_those_of_before_when_the_search_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, model = packed(weights(GGMLQuantizationType.Q4_1))
+    x = torch.ones(1, 1, N_IN, dtype=torch.bfloat16)
+    before = model(x)
+    model[0].weight.mul_(-1)  # type: ignore[index]
+    with monkeypatch.context() as context:
+        context.setattr(FourBits, "found_in", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+    torch.testing.assert_close(model(x), -before, rtol=0.02, atol=0.02)
