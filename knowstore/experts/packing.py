@@ -94,10 +94,12 @@ class _PackedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
-        if torch.is_grad_enabled() or x.dtype != weight.dtype or not _can_pack(weight):
+        if torch.is_grad_enabled() or x.dtype != weight.dtype:
             return linear(x, weight, bias)
         copies = self.copies
         if copies is None or copies.weight is not weight or copies.state != _state(weight):
+            if not _can_pack(weight):
+                return linear(x, weight, bias)
             copies = self.copies = _Copies.of(weight)
         if copies.four_bits is not None and x.numel() <= MOST_ROWS * x.shape[-1]:
             product = copies.four_bits.product(x.bfloat16()).to(x.dtype)
