@@ -445,7 +445,8 @@ class KnowledgeStore:
 
         Prompts of similar length are answered together. The seconds of generating are those of a whole batch. `at` is
         the live edit batch after which the store is looked at, the latest when None; a passage that was removed and
-        brought back since is missed. `ray` lets workers of a Ray cluster answer; the answers are the same.
+        brought back since is missed. `ray` lets workers of a Ray cluster answer; the answers are the same. All are kept,
+        with the default models about 100 KB each; for more of them than memory holds use `ask_each`.
 
         Raises:
             UnknownBatchError: no live batch `at`.
