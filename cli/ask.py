@@ -93,7 +93,8 @@ def ask(
         if question is not None:
             _answer(session.output, store, question, mode, filters, explain)
         elif questions is not None:
-            for answer in store.ask_many(_read(questions), mode=mode, filters=filters, ray=ray):
+            asked = _read(questions)
+            for answer in store.ask_many(asked, mode=mode, filters=filters, has_details=explain, ray=ray):
                 _show(session.output, answer, explain)
         elif is_terminal():
             _prompt_loop(session.output, store, mode, filters, explain)

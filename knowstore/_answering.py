@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Prompt
 
 Vector = npt.NDArray[np.float32]
+ASKED_AT_ONCE = 1024  # questions of which all that was found is in memory
 _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
 _ABSURD = 100.0  # times the bound on what experts add
 
@@ -165,14 +166,20 @@ class Reader:
         on_text: Callable[[str], None] | None = None,
         *,
         batch_size: int = 1,
+        has_details: bool = True,
     ) -> list[Answer]:
-        """Answer questions, at most `batch_size` in one generation, those with prompts of similar length together."""
+        """Answer questions, at most `batch_size` in one generation, of a thousand those with prompts of similar length
+        together; without `has_details` as `brief` tells them."""
         filters = self.placed(filters)
-        chosen = [self.choose(question, mode, filters) for question in questions]
-        answers: dict[int, Answer] = {}
-        for batch in prompt_batches([one.prompt for one in chosen], batch_size):
-            answers.update(zip(batch, self.write([chosen[index] for index in batch], mode, on_text), strict=True))
-        return [answers[index] for index in range(len(questions))]
+        found: list[Answer] = []
+        for first in range(0, len(questions), ASKED_AT_ONCE):
+            chosen = [self.choose(one, mode, filters) for one in questions[first : first + ASKED_AT_ONCE]]
+            answers: dict[int, Answer] = {}
+            for batch in prompt_batches([one.prompt for one in chosen], batch_size):
+                written = self.write([chosen[index] for index in batch], mode, on_text)
+                answers.update(zip(batch, written if has_details else map(brief, written), strict=True))
+            found += [answers[index] for index in range(len(chosen))]
+        return found
 
     def choose(self, question: str, mode: Mode, filters: Filters | None) -> Chosen:
         """Find and weigh passages for a question."""
@@ -202,6 +209,12 @@ class Reader:
             )
             for one, written in zip(chosen, generated, strict=True)
         ]  # fmt: skip
+
+
+def brief(answer: Answer) -> Answer:
+    """The answer without what was found for it, and its experts by id, weight, score and origin alone."""
+    experts = [replace(one, text="", segments=(), segment_weights=(), word_weights=()) for one in answer.experts]
+    return replace(answer, hits=(), experts=tuple(experts))
 
 
 def prompt_of(question: str, passages: Sequence[Passage | MountedExpert]) -> Prompt:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from knowstore._answering import Chosen, Reader, prompt_batches
+from knowstore._answering import ASKED_AT_ONCE, Chosen, Reader, brief, prompt_batches
 from knowstore._ray import Job, Worker, Workers, cluster
 from knowstore.bank import ExpertBank
 from knowstore.config import Filters, GenerationConfig, RayConfig, RetrievalConfig
@@ -102,14 +102,21 @@ class _Worker(Worker):
 
 
 def answers(
-    reader: Reader, config: RayConfig, questions: Sequence[str], mode: Mode, filters: Filters | None, batch_size: int
+    reader: Reader,
+    config: RayConfig,
+    questions: Sequence[str],
+    mode: Mode,
+    filters: Filters | None,
+    batch_size: int,
+    *,
+    has_details: bool = True,
 ) -> list[Answer]:
     """What `reader.answer` gives, by workers; no model is loaded here.
 
     Args:
         reader: of a store, with its tables fixed.
         config: the workers.
-        questions, mode, filters, batch_size: as for `Reader.answer`.
+        questions, mode, filters, batch_size, has_details: as for `Reader.answer`.
 
     Raises:
         ConfigError: answers that are drawn, Ray is not installed, or a worker has other models than this process.
@@ -121,17 +128,21 @@ def answers(
             kept=_KEPT,
             fix="leave out --sample (do_sample), or --engine ray",
         )
-    asked = list(enumerate(questions))
-    shares = [asked[first : first + _SHARE] for first in range(0, len(asked), _SHARE)]
-    with cluster(config, Job.of(reader.models, _ROLES[mode], _KEPT)) as found:
-        workers = found.start(min(found.n_workers, len(shares)), _Worker, _view(reader, mode, reader.placed(filters)))
-        chosen = _chosen(workers, reader, shares)
-        batches = prompt_batches([one.prompt for one in chosen], batch_size)
-        tasks = ((batch, [replace(chosen[index], hits=[]) for index in batch]) for batch in batches)
-        written: dict[int, Answer] = {}
-        for made in workers.done("write", tasks):
-            written.update(made)
-    return [replace(written[index], hits=tuple(one.hits)) for index, one in enumerate(chosen)]
+    n_shares = -(-len(questions) // _SHARE)
+    found: list[Answer] = []
+    with cluster(config, Job.of(reader.models, _ROLES[mode], _KEPT)) as nodes:
+        workers = nodes.start(min(nodes.n_workers, n_shares), _Worker, _view(reader, mode, reader.placed(filters)))
+        for first in range(0, len(questions), ASKED_AT_ONCE):
+            asked = list(enumerate(questions[first : first + ASKED_AT_ONCE]))
+            chosen = _chosen(workers, reader, [asked[place : place + _SHARE] for place in range(0, len(asked), _SHARE)])
+            batches = prompt_batches([one.prompt for one in chosen], batch_size)
+            tasks = ((batch, [replace(chosen[index], hits=[]) for index in batch]) for batch in batches)
+            written: dict[int, Answer] = {}
+            for made in workers.done("write", tasks):
+                written.update(made if has_details else {index: brief(one) for index, one in made.items()})
+            hits = [tuple(one.hits) if has_details else () for one in chosen]
+            found += [replace(written[index], hits=some) for index, some in enumerate(hits)]
+    return found
 
 
 def _chosen(workers: Workers, reader: Reader, shares: Sequence[Sequence[Asked]]) -> list[Chosen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from knowstore import _answering
 from knowstore.bank import ExpertBank, StoredExpert
 from knowstore.config import BankConfig, Codec, Filters, GenerationConfig, Index, ModelConfig, RetrievalConfig, Search
 from knowstore.encoders import load_base
@@ -246,6 +248,30 @@ def test_many_questions_get_the_answers_of_one_by_one(
     assert [_content(one) for one in many] == [_content(one) for one in alone]
     assert sum(one.is_null for one in many) == (2 if has_threshold else 0)
     assert asked.ask_many([]) == []
+
+
+def test_answers_to_many_questions_can_do_without_what_was_found(store: KnowledgeStore) -> None:
+    whole = store.ask_many(QUESTIONS, batch_size=3)
+    short = store.ask_many(QUESTIONS, batch_size=3, has_details=False)
+    assert [_told(one) for one in short] == [_told(one) for one in whole]
+    assert all(one.hits == () and not any(expert.text for expert in one.experts) for one in short)
+    assert max(len(pickle.dumps(one)) for one in short) < min(len(pickle.dumps(one)) for one in whole)
+
+
+def test_only_so_many_questions_wait_with_what_was_found_for_them(
+    store: KnowledgeStore, prompts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [store.ask(question) for question in QUESTIONS]
+    prompts.clear()
+    monkeypatch.setattr(_answering, "ASKED_AT_ONCE", 2)
+    many = store.ask_many(QUESTIONS, batch_size=8)
+    assert [_content(one) for one in many] == [_content(one) for one in alone]
+    assert max(len(one["prompts"]) for one in prompts) == 2
+
+
+def _told(answer: Answer) -> tuple[object, ...]:
+    experts = [(one.passage_id, one.weight, one.score, one.batch_id, one.source, one.title) for one in answer.experts]
+    return answer.question, answer.text, experts, answer.is_null, answer.notes, answer.n_read
 
 
 def test_prompts_of_similar_length_are_answered_together(store: KnowledgeStore, prompts: list[dict[str, Any]]) -> None:
