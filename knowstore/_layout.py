@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,7 +69,8 @@ class Layout(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Delete what a crash left of tables that were being deleted, and of banks that were just being made."""
+        """Delete what a crash left of tables that were being deleted, of banks that were just being made, and of files
+        that were being written. Nobody else may be writing."""
         ...
 
     def size_bytes(self) -> dict[str, int]:
@@ -251,6 +252,9 @@ class Folder:
         for folder in self.tables.glob("experts_*.lance"):
             if not any(folder.glob("_versions/*.manifest")) and not any(folder.glob("data/*")):
                 shutil.rmtree(folder, ignore_errors=True)
+        for file in self.tables.rglob(".tmp*"):  # as LanceDB names a file until it is whole; a full disk leaves it
+            with suppress(OSError):
+                file.unlink()
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes on disk: `passages`, `experts`, `catalog`, and `total`."""

@@ -4,6 +4,7 @@ anew, and old versions that are deleted."""
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
@@ -46,12 +47,22 @@ def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
 def write_without(table: LanceTable, ids: Collection[str], n_rows: int) -> None:
     """Write a new version of all rows but those of the ids, reading `n_rows` at a time.
 
-    A deleted row would stay in its file until compaction finds enough of them there.
+    A deleted row would stay in its file until compaction finds enough of them there. What was written is read once, for
+    LanceDB can miss that a write failed.
+
+    Raises:
+        OSError: it cannot be read; the table is as it was.
     """
+    before = table.version
     left_out = pa.array(list(ids), pa.string())
     batches = table.search().to_batches(n_rows)
     kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), left_out))) for batch in batches)
     table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+    try:
+        run(lambda written: deque(written.search().to_batches(n_rows), maxlen=0), table)
+    except LANCE_ERRORS as error:
+        table.restore(before)
+        raise OSError(f"what was written cannot be read: {error}") from error
 
 
 def delete_history(table: LanceTable, error: type[KnowledgeStoreError]) -> None:

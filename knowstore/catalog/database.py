@@ -123,10 +123,10 @@ class Database:
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """Turn SQLAlchemy's errors, and those of bad values in rows, into a `CatalogError` that says what to do."""
+        """Turn errors of SQLAlchemy and SQLite, and of bad values, into a `CatalogError` that says what to do."""
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._translate(error) from error
         except UnicodeEncodeError as error:
             raise CatalogError(
@@ -141,7 +141,7 @@ class Database:
                 fix="run `knowstore verify` to see what is damaged, and restore the catalog from a backup",
             ) from error
 
-    def _translate(self, error: SQLAlchemyError) -> CatalogError:
+    def _translate(self, error: SQLAlchemyError | sqlite3.Error) -> CatalogError:
         cause = (error.orig if isinstance(error, DBAPIError) else None) or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         what = f"the catalog {self.name} failed: {reason}"

@@ -240,6 +240,7 @@ class PassageTable:
         with self._writing() as table:
             write_without(table, ids, _READ_ROWS)
             self._build_indexes(rebuild=True)
+            self._mend_indexes()
             delete_history(table, PassageError)
 
     def optimize(self, *, retrain: bool = False) -> None:
@@ -256,16 +257,15 @@ class PassageTable:
             stats: Any = table.stats()  # a dict, whatever its annotation says
             if retrain or stats["fragment_stats"]["num_fragments"] > _MOST_FILES:
                 table.optimize(cleanup_older_than=_HISTORY)
-            if not self._is_searchable():  # LanceDB may say that an index is written when one of its files is not
-                self._build_indexes(rebuild=True)
+            self._mend_indexes()
 
-    def _is_searchable(self) -> bool:
-        """Whether the full-text indexes can be read."""
+    def _mend_indexes(self) -> None:
+        """Build them anew when the full-text ones cannot be read: LanceDB may say that an index is written when one of
+        its files is not."""
         try:
-            _matching(self._table, _words("any"), None, 1)
+            run(lambda table: _matching(table, _words("any"), None, 1), self._table)
         except LANCE_ERRORS:
-            return False
-        return True
+            self._build_indexes(rebuild=True)
 
     def salvage(self) -> None:
         """Write the table anew from the rows that can be read where a data file is torn or missing.

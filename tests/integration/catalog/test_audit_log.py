@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from alembic import command
@@ -115,3 +118,11 @@ def test_what_is_purged_is_in_no_probe_and_no_answer(probed: Catalog) -> None:
         (2, None, None), (3, "Goethe", None),
     ]  # fmt: skip
     assert log.untouched(["k" * 32]) == {}
+
+
+def test_a_log_that_cannot_be_wiped_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Database(tmp_path / "catalog.sqlite")) as database:
+        failing = Mock(**{"cursor.return_value.execute.side_effect": sqlite3.OperationalError("disk I/O error")})
+        monkeypatch.setattr(database.engine, "raw_connection", lambda: failing)
+        with pytest.raises(CatalogError, match="disk I/O error"):
+            database.wipe()

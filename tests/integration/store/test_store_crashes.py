@@ -226,6 +226,15 @@ def test_a_purge_that_crashed_can_be_run_again(
     assert store.verify().problems == ()
 
 
+def test_a_file_that_a_full_disk_cut_off_does_not_outlive_a_purge(open_store: Open, facts: list[Passage]) -> None:
+    store = open_store()
+    store.add(facts)
+    cut_off = store.layout.folder / "tables" / "passages.lance" / "data" / ".tmpM3L8f"
+    cut_off.write_bytes(b"slopes of Pichincha")
+    store.remove([facts[5].passage_id], purge=True)
+    assert _holders(store.layout.folder, b"slopes of Pichincha") == []
+
+
 @pytest.mark.parametrize("step", PURGING)
 def test_opening_a_store_finishes_a_purge_that_crashed(
     step: str, open_store: Open, facts: list[Passage], monkeypatch: pytest.MonkeyPatch
