@@ -6,7 +6,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ LANCE_ERRORS = (RuntimeError, ValueError, OSError, pa.ArrowException)
 """What LanceDB raises, by cause."""
 
 _CHUNK = 2_000  # ids in one condition
+_READ_ROWS = 64  # in memory while rows are read back
 _TRIES = 5
 _AGE = timedelta(milliseconds=1)  # of the versions that are deleted; LanceDB warns of less
 _PATIENCE_S = 10.0  # with a clock that was set back a little
@@ -44,25 +47,42 @@ def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def write_without(table: LanceTable, ids: Collection[str], n_rows: int) -> None:
-    """Write a new version of all rows but those of the ids, reading `n_rows` at a time.
-
-    A deleted row would stay in its file until compaction finds enough of them there. What was written is read once, for
-    LanceDB can miss that a write failed.
+@contextmanager
+def read_back(table: LanceTable, conditions: Iterable[str | None]) -> Iterator[None]:
+    """Read the rows of all conditions once when the block that writes them has ended, for LanceDB can miss that a write
+    failed.
 
     Raises:
-        OSError: it cannot be read; the table is as it was.
+        OSError: they cannot be read; the table is as it was before the block.
     """
     before = table.version
-    left_out = pa.array(list(ids), pa.string())
-    batches = table.search().to_batches(n_rows)
-    kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), left_out))) for batch in batches)
-    table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
+    yield
     try:
-        run(lambda written: deque(written.search().to_batches(n_rows), maxlen=0), table)
+        for condition in conditions:
+            run(partial(_read_all, condition), table)
     except LANCE_ERRORS as error:
         table.restore(before)
         raise OSError(f"what was written cannot be read: {error}") from error
+
+
+def _read_all(condition: str | None, table: LanceTable) -> None:
+    query = table.search()
+    deque((query if condition is None else query.where(condition)).to_batches(_READ_ROWS), maxlen=0)
+
+
+def write_without(table: LanceTable, ids: Collection[str], n_rows: int) -> None:
+    """Write a new version of all rows but those of the ids, reading `n_rows` at a time.
+
+    A deleted row would stay in its file until compaction finds enough of them there.
+
+    Raises:
+        OSError: as `read_back`.
+    """
+    left_out = pa.array(list(ids), pa.string())
+    batches = table.search().to_batches(n_rows)
+    kept = (batch.filter(pc.invert(pc.is_in(batch.column("id"), left_out))) for batch in batches)
+    with read_back(table, [None]):
+        table.add(pa.RecordBatchReader.from_batches(table.schema, kept), mode="overwrite")
 
 
 def delete_history(table: LanceTable, error: type[KnowledgeStoreError]) -> None:

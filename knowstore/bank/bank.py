@@ -27,7 +27,7 @@ from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
-from knowstore.lance import LANCE_ERRORS, chunks, delete_history, run, write_without
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, read_back, run, write_without
 from knowstore.records import well_formed
 
 NAME = "experts"
@@ -341,7 +341,7 @@ class ExpertBank:
         if not part:
             return 0
         is_any_stored = any(self._select(_is_in(chunk), ["id"]) for chunk in chunks(part))
-        with self._writing() as table:
+        with self._writing() as table, read_back(table, map(_is_in, chunks(part))):
             if is_any_stored:
                 merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 merge.use_index(False).execute(to_arrow(part.values()))

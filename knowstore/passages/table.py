@@ -29,7 +29,7 @@ from lancedb.table import LanceTable
 
 from knowstore.config import Filters
 from knowstore.errors import PassageError
-from knowstore.lance import LANCE_ERRORS, chunks, delete_history, run, write_without
+from knowstore.lance import LANCE_ERRORS, chunks, delete_history, read_back, run, write_without
 from knowstore.passages.filters import is_in, where
 from knowstore.passages.rows import (
     LIVE,
@@ -179,7 +179,8 @@ class PassageTable:
         known = self.existing(by_id)
         new = [row for passage_id, row in by_id.items() if passage_id not in known]
         if new:
-            with self._writing() as table:
+            ids = [row.passage.passage_id for row in new]
+            with self._writing() as table, read_back(table, (is_in("id", chunk) for chunk in chunks(ids))):
                 table.add(to_arrow(new, batch_id, table.schema))
         self.revive(known, batch_id)
         return len(new)
@@ -306,7 +307,7 @@ class PassageTable:
         n_changed = 0
         for chunk in chunks(ids):
             predicate = " AND ".join(filter(None, (is_in("id", chunk), condition)))
-            with self._writing() as table:
+            with self._writing() as table, read_back(table, [is_in("id", chunk)]):
                 n_changed += table.update(where=predicate, values=dict(values)).rows_updated
         return n_changed
 
