@@ -298,7 +298,7 @@ class ExpertBank:
             has_index = bool(list(table.list_indices()))
             write_without(table, ids, _READ_ROWS)
             if has_index:
-                table.create_index("id", config=BTree())
+                _index_ids(table)
             delete_history(table, BankError)
         self._cache.drop(ids)
 
@@ -312,18 +312,19 @@ class ExpertBank:
             stats: Any = table.stats()  # a dict, whatever its annotation says
             n_files = stats["fragment_stats"]["num_fragments"]
             if n_files > _MOST_FILES and stats["total_bytes"] < n_files * _SMALL_FILE_BYTES:
-                table.optimize(cleanup_older_than=_HISTORY)
+                with read_back(table, [None]):
+                    table.optimize(cleanup_older_than=_HISTORY)
             indices = list(table.list_indices())
             index = table.index_stats(indices[0].name) if indices else None
             n_unindexed = stats["num_rows"] if index is None else index.num_unindexed_rows
             if n_unindexed >= _ID_INDEX_ROWS:
-                table.create_index("id", config=BTree(), replace=True)
+                _index_ids(table)
 
     def rebuild_index(self) -> None:
         """Build the index of ids anew, where there is one."""
         with self._writing() as table:
             if list(table.list_indices()):
-                table.create_index("id", config=BTree(), replace=True)
+                _index_ids(table)
 
     def _upsert(self, experts: Iterator[EncodedExpert]) -> int:
         n_written = 0
@@ -587,6 +588,15 @@ class _Cache:
         expert = self._experts.pop(passage_id, None)
         if expert is not None:
             self._size_bytes -= expert.size_bytes
+
+
+def _index_ids(table: LanceTable) -> None:
+    """Index the ids, again when that cannot be read: LanceDB may say that it is written when a file of it is not."""
+    table.create_index("id", config=BTree(), replace=True)
+    try:
+        run(lambda indexed: _scan(indexed, "id = '0'").select(["id"]).to_arrow(), table)
+    except LANCE_ERRORS:
+        table.create_index("id", config=BTree(), replace=True)
 
 
 def _is_in(ids: Iterable[str]) -> str:

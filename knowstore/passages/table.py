@@ -257,14 +257,16 @@ class PassageTable:
             self._build_indexes(rebuild=retrain)
             stats: Any = table.stats()  # a dict, whatever its annotation says
             if retrain or stats["fragment_stats"]["num_fragments"] > _MOST_FILES:
-                table.optimize(cleanup_older_than=_HISTORY)
+                with read_back(table, [None]):
+                    table.optimize(cleanup_older_than=_HISTORY)
             self._mend_indexes()
 
     def _mend_indexes(self) -> None:
-        """Build them anew when the full-text ones cannot be read: LanceDB may say that an index is written when one of
-        its files is not."""
+        """Build them anew when those of texts or ids cannot be read: LanceDB may say that an index is written when one
+        of its files is not."""
         try:
             run(lambda table: _matching(table, _words("any"), None, 1), self._table)
+            run(lambda table: _scan(table, "id = '0'", ["id"]).to_arrow(), self._table)
         except LANCE_ERRORS:
             self._build_indexes(rebuild=True)
 
