@@ -182,7 +182,7 @@ class MountedExpert:
 @dataclass(frozen=True)
 class Answer:
     """A generated answer with its provenance; `experts` is empty when the null option won, and the passages of the
-    first `n_read` were read in the prompt."""
+    first `n_read` were read in the prompt. `hits` is empty where `ask_many` was to do without details."""
 
     question: str
     text: str

@@ -448,8 +448,8 @@ class KnowledgeStore:
         the live edit batch after which the store is looked at, the latest when None; a passage that was removed and
         brought back since is missed. `ray` lets workers of a Ray cluster answer; the answers are the same.
 
-        Without `has_details` answers have no `hits`, and their experts neither text nor weights of sentences and words:
-        with the default models 100,000 answers take about 0.3 GB then, and 12 GB with them. `ask_each` keeps none.
+        Without `has_details` answers have no `hits`, and their experts neither text nor weights of sentences and words,
+        which take nearly all of an answer's memory: for very many questions do without, or use `ask_each`.
 
         Raises:
             UnknownBatchError: no live batch `at`.

@@ -1,8 +1,8 @@
 """Four-bit weights, found again in the weights of a model that a GGUF file held in four bits.
 
-A single token's product with a matrix takes as long as reading the matrix does, and in four bits it is a quarter as
-long. A file of type Q4_1 keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up from it, of which
-its writer takes the lowest and the highest in every block; so both can be told from the weights.
+A single token's product with a matrix takes as long as reading the matrix does, and in four bits there is a quarter of
+bfloat16's bytes to read. A file of type Q4_1 keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up
+from it, of which its writer takes the lowest and the highest in every block; so both can be told from the weights.
 """
 
 from __future__ import annotations
