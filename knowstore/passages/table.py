@@ -226,7 +226,8 @@ class PassageTable:
         self._update(keep, f"live_from = {batch_id}", {"live_from": 0, "live_to": 0})
         with self._writing() as table:
             table.delete(f"live_from = {batch_id}")
-            table.update(where=f"live_to = {batch_id} AND live_from < {batch_id}", values={"live_to": LIVE})
+        removed = f"live_to = {batch_id} AND live_from < {batch_id}"
+        self._update([row["id"] for row in self._select(removed, ["id"]).to_pylist()], removed, {"live_to": LIVE})
 
     def purge(self, ids: Collection[str]) -> None:
         """Delete rows so that no file holds anything of them any more.
@@ -281,8 +282,9 @@ class PassageTable:
         if not parts:
             raise _unreadable(OSError("no row of it can be read"))
         rows = pa.concat_tables(parts)
-        with self._writing():
+        with self._writing(), read_back(table, [None]):
             table.add(rows.cast(table.schema), mode="overwrite")
+        with self._writing():
             self._build_indexes(rebuild=True)
 
     def _build_indexes(self, *, rebuild: bool) -> None:
