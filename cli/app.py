@@ -1,6 +1,21 @@
 """The application with all its commands; importing a command's file registers it."""
 
-from . import ask, audit, bench, browse, database, doctor, edit, ingest, keep, models, probes, reexpert, train
+from . import (
+    ask,
+    audit,
+    bench,
+    bench_layers,
+    browse,
+    database,
+    doctor,
+    edit,
+    ingest,
+    keep,
+    models,
+    probes,
+    reexpert,
+    train,
+)
 from .registration import app
 
 __all__ = [
@@ -8,6 +23,7 @@ __all__ = [
     "ask",
     "audit",
     "bench",
+    "bench_layers",
     "browse",
     "database",
     "doctor",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +13,7 @@ from knowstore.config import Codec
 from knowstore.records import Mode
 
 from .audit import describe_all
+from .measured import cell, finish, keep, make, numbers, write
 from .registration import command, group
 from .session import Session, given
 
@@ -37,8 +36,7 @@ LimitOfFiles = Annotated[int, typer.Option(min=2, help="Questions of each file."
 Limit = Annotated[int, typer.Option(min=1, help="Questions that are asked.")]
 QuestionSeed = Annotated[int, typer.Option(help="Draws the questions.")]
 
-_LAYERS = (4, 8, 12, 16, 20)
-_NOTHING = "nothing, for a measurement changes nothing"
+NOTHING = "nothing, for a measurement changes nothing"
 
 bench = group(
     "bench", "Measure what experts carry, and how long questions take.", "knowstore bench controls --data qa.jsonl"
@@ -67,13 +65,13 @@ def controls(
     """
     from knowstore.bench import plot_controls, run_controls
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     found: dict[str, Any] = run_controls(
         data, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
         on_progress=session.output.progress,
     )  # fmt: skip
-    _finish(session, found, output, "controls", plot_controls)
+    finish(session, found, output, "controls", plot_controls)
 
 
 @command(
@@ -111,8 +109,8 @@ def methods(
 
     if not data and not edits:
         raise typer.BadParameter("give at least one file", param_hint="--data or --edits")
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     if output is not None:
         session.kept = f"what was measured so far, in {output / 'methods.json'}"
     for name, lacks in usable_methods(corpus, train).items() if not method else ():
@@ -121,14 +119,14 @@ def methods(
     found: dict[str, Any] = run_methods(
         [*data, *edits], corpus=corpus, train=train, models=session.model_config(), is_sequential=sequential,
         limit=limit, seed=seed, methods=method, n_steps=editor_steps, on_progress=session.output.progress,
-        on_found=None if output is None else lambda some: _write(output / "methods.json", some),
+        on_found=None if output is None else lambda some: write(output / "methods.json", some),
     )  # fmt: skip
-    _keep(session, output, "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
+    keep(session, output, "methods", found, lambda path: plot_methods(found["rows"], found["costs"], path))
     if not session.output.is_plain:
         session.output.result(found, "")
         return
     for rows in (found["rows"], found["costs"]):
-        session.output.table([{name: _cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
+        session.output.table([{name: cell(value) for name, value in row.items()} for row in rows], list(rows[0]))
 
 
 @command(bench, example="knowstore bench sequence --data zsre_1k.jsonl.gz --method found --method read --batches 3")
@@ -161,22 +159,22 @@ def sequence(
     """
     from knowstore.bench import SequenceConfig, plot_sequence, run_sequence
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     if output is not None:
         session.kept = f"what was measured so far, in {output / 'sequence.json'}"
     found: dict[str, Any] = run_sequence(
         data, config=SequenceConfig(batches, edits, seed, n_steps=editor_steps), methods=method, corpus=corpus,
         train=train, models=session.model_config(), on_progress=session.output.progress,
-        on_found=None if output is None else lambda some: _write(output / "sequence.json", some),
+        on_found=None if output is None else lambda some: write(output / "sequence.json", some),
     )  # fmt: skip
-    _keep(session, output, "sequence", found, lambda path: plot_sequence(found, path))
+    keep(session, output, "sequence", found, lambda path: plot_sequence(found, path))
     if not session.output.is_plain:
         session.output.result(found, "")
         return
     for rows, columns in ((found["rows"], None), (found["methods"], ["method", "survived", "why", "average", "bwt"])):
         columns = columns or list(rows[0])
-        session.output.table([{name: _cell(row[name]) for name in columns} for row in rows], columns)
+        session.output.table([{name: cell(row[name]) for name in columns} for row in rows], columns)
 
 
 @command(bench, example="knowstore bench codecs --data qa.jsonl --limit 100")
@@ -189,11 +187,11 @@ def codecs(
     """Count what each codec takes on disk and what it costs in right answers; needs no store."""
     from knowstore.bench import run_codecs
 
-    session.kept = _NOTHING
+    session.kept = NOTHING
     found: dict[str, Any] = run_codecs(
         data, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
-    _finish(session, found)
+    finish(session, found)
 
 
 @command(bench, example="knowstore bench rerank --data qa.jsonl --corpus passages.jsonl.gz")
@@ -211,13 +209,13 @@ def rerank(
     """Count how often the right passage comes first in a corpus, before and after the reranker; needs no store."""
     from knowstore.bench import plot_rerank, run_rerank
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     found: dict[str, Any] = run_rerank(
         data, corpus, models=session.model_config(), limit=limit, n_candidates=candidates, seed=seed,
         on_progress=session.output.progress,
     )  # fmt: skip
-    _finish(session, found, output, "rerank", plot_rerank)
+    finish(session, found, output, "rerank", plot_rerank)
     if session.output.is_plain:
         session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
 
@@ -236,11 +234,11 @@ def locality(
     """Count which answers of the model alone survive experts that are not about the question; needs no store."""
     from knowstore.bench import run_locality
 
-    session.kept = _NOTHING
+    session.kept = NOTHING
     found: dict[str, Any] = run_locality(
         data, corpus, models=session.model_config(), limit=limit, seed=seed, on_progress=session.output.progress
     )
-    _finish(session, found)
+    finish(session, found)
 
 
 @command(bench, example="knowstore bench answers --data qa.jsonl --corpus passages.jsonl.gz")
@@ -265,52 +263,14 @@ def answers(
     """
     from knowstore.bench import plot_answers, run_answers
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     modes: list[Mode] = ["experts", "rag", "hybrid"] if hybrid else ["experts", "rag"]
     found: dict[str, Any] = run_answers(
         data, corpus, models=session.model_config(), modes=modes, limit=limit, seed=seed, is_answer_free=answer_free,
         on_progress=session.output.progress, **given(top_ks=top_k or None),
     )  # fmt: skip
-    _finish(session, found, output, "answers", plot_answers)
-
-
-@command(bench, example="knowstore bench layers --train train.jsonl.gz --data qa.jsonl --output layers")
-def layers(
-    session: Session,
-    train: Annotated[
-        list[Path],
-        typer.Option(help="QA rows {question, answers, passage: {title, text}} to train on; may be repeated."),
-    ],
-    data: Annotated[list[Path], typer.Option(help="QA rows that are asked, of other passages; may be repeated.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder for the hypernetworks, layers.json and, with the extra `plots`, layers.png.")
-    ],
-    layer: Annotated[
-        list[int] | None, typer.Option(help="A 0-based decoder block; may be repeated. 4, 8, 12, 16, 20 if not given.")
-    ] = None,
-    kind: Annotated[Literal["tokens", "pooled"], typer.Option(help="The default's design, or the paper's.")] = "tokens",
-    minutes: Annotated[float, typer.Option(help="How long to train for each layer.")] = 20.0,
-    steps: Annotated[int | None, typer.Option(min=1, help="How many steps for each, instead of minutes.")] = None,
-    limit: Annotated[int, typer.Option(min=2, help="Questions of each file that are asked.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the first weights, the order of training, and the questions.")] = 0,
-) -> None:
-    """Train a hypernetwork for each of several layers, and compare what their experts carry (the paper's Figure 3).
-
-    A row's gains are the right passage's expert minus another's. Interrupted, it goes on where it was when it is run
-    again with the same options and files; with others it refuses.
-    """
-    from knowstore.bench import LayersConfig, plot_layers, run_layers
-    from knowstore.training import TrainingConfig
-
-    session.kept = "every layer that was trained; run the same command again to go on"
-    training = TrainingConfig(minutes=minutes, steps=steps, seed=seed)
-    config = LayersConfig(tuple(layer or _LAYERS), kind, training, limit, seed)
-    found: dict[str, Any] = run_layers(
-        train, data, output, config=config, models=session.model_config(), on_progress=session.output.progress
-    )
-    _draw(session, output / "layers.png", lambda path: plot_layers(found["rows"], path))
-    _finish(session, found)
+    finish(session, found, output, "answers", plot_answers)
 
 
 @command(bench, example="knowstore bench edits --data qa.jsonl --batches 4 --passages 10 --output edits")
@@ -381,23 +341,23 @@ def speed(
     """
     from knowstore.bench import SpeedConfig, plot_speed, run_speed
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     config = SpeedConfig(
-        n_passages=limit, ks=_numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
-        sizes=_numbers(sizes, "--sizes"), codec=codec, seed=seed,
+        n_passages=limit, ks=numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
+        sizes=numbers(sizes, "--sizes"), codec=codec, seed=seed,
     )  # fmt: skip
     starts = [sys.executable, "-c", f"from {__package__} import main; main()"]
     found: dict[str, Any] = run_speed(
         corpus, models=session.model_config(), config=config, command=starts, on_progress=session.output.progress
     )
-    _keep(session, output, "speed", found, lambda path: plot_speed(found, path))
+    keep(session, output, "speed", found, lambda path: plot_speed(found, path))
     if not session.output.is_plain:
         session.output.result(found, "")
         return
     session.output.table(found["ratios"], ["name", "ratio", "low", "high"], title="Ratios of times")
     for name in ("answers", "reads", "codecs"):
-        rows = [{key: _cell(value) for key, value in row.items()} for row in found[name]]
+        rows = [{key: cell(value) for key, value in row.items()} for row in found[name]]
         if rows:
             session.output.table(rows, [key for key in rows[0] if not key.endswith("_quartiles")], title=name.title())
     ingest, startup = found["ingest"], found["startup"]
@@ -427,18 +387,18 @@ def peers(
     """
     from knowstore.bench import PeersConfig, plot_peers, run_peers
 
-    session.kept = _NOTHING
-    _make(output)
+    session.kept = NOTHING
+    make(output)
     config = PeersConfig(limit=limit, n_passages=passages, top_k=top_k, seed=seed)
     found: dict[str, Any] = run_peers(
         data, corpus, models=session.model_config(), config=config, on_progress=session.output.progress
     )
-    _keep(session, output, "peers", found, lambda path: plot_peers(found, path))
+    keep(session, output, "peers", found, lambda path: plot_peers(found, path))
     if not session.output.is_plain:
         session.output.result(found, "")
         return
     for name, title in (("rows", "Answers"), ("ingest", "Ingest"), ("ratios", "Ratios of times")):
-        rows = [{key: _cell(value) for key, value in row.items()} for row in found[name]]
+        rows = [{key: cell(value) for key, value in row.items()} for row in found[name]]
         session.output.table(rows, [key for key in rows[0] if not key.endswith("_quartiles")], title=title)
     session.output.note(f"{found['questions']} questions among {found['passages']:,} passages")
 
@@ -470,63 +430,3 @@ def ask(
         session.output.note(f"{found['n']} questions; models were loaded in {found['load_s']:.1f} s")
     else:
         session.output.result(found, "")
-
-
-def _finish(
-    session: Session,
-    found: dict[str, Any],
-    output: Path | None = None,
-    name: str = "",
-    plot: Callable[[list[dict[str, Any]], Path], None] | None = None,
-) -> None:
-    """Show the rows that were found; in the folder `output` they are kept as JSON, and drawn where that can be done."""
-    rows: list[dict[str, Any]] = found["rows"]
-    if session.output.is_plain and rows:
-        session.output.table([{column: _cell(value) for column, value in row.items()} for row in rows], list(rows[0]))
-    else:
-        session.output.result(found, "")
-    if plot is not None:
-        _keep(session, output, name, found, lambda path: plot(rows, path))
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not whole numbers with commas between", param_hint=option) from error
-    if any(number < 1 for number in numbers):
-        raise typer.BadParameter("numbers start at 1", param_hint=option)
-    return numbers
-
-
-def _keep(
-    session: Session, folder: Path | None, name: str, found: dict[str, Any], plot: Callable[[Path], None]
-) -> None:
-    """Write what a bench found to a folder, if one was named, with a picture where matplotlib is installed."""
-    if folder is None:
-        return
-    _write(folder / f"{name}.json", found)
-    _draw(session, folder / f"{name}.png", plot)
-
-
-def _make(folder: Path | None) -> None:
-    """Make the folder that takes the figures before they are measured, so that none is measured in vain."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _draw(session: Session, path: Path, plot: Callable[[Path], None]) -> None:
-    from knowstore.bench import can_plot
-
-    if can_plot():
-        plot(path)
-    else:
-        session.output.hint("for a picture: pip install 'knowstore[plots]'")
-
-
-def _write(file: Path, found: dict[str, Any]) -> None:
-    file.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-
-
-def _cell(value: object) -> object:
-    return "–".join(f"{one:.3f}" for one in value) if isinstance(value, list | tuple) else value

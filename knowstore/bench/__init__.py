@@ -3,6 +3,7 @@ fast everything is."""
 
 from knowstore._drawing import can_plot
 from knowstore.bench.answers import run_answers
+from knowstore.bench.ceiling import CeilingConfig, run_ceiling
 from knowstore.bench.codecs import run_codecs
 from knowstore.bench.controls import run_controls
 from knowstore.bench.edits import EditsConfig, read_unrelated, run_edits
@@ -14,6 +15,7 @@ from knowstore.bench.methods import run_methods
 from knowstore.bench.peers import PeersConfig, lacking_peers, run_peers
 from knowstore.bench.plots import (
     plot_answers,
+    plot_ceiling,
     plot_controls,
     plot_layers,
     plot_peers,
@@ -26,6 +28,7 @@ from knowstore.bench.sequence import SequenceConfig, run_sequence
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
+    "CeilingConfig",
     "EditsConfig",
     "LayersConfig",
     "PeersConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "can_plot",
     "lacking_peers",
     "plot_answers",
+    "plot_ceiling",
     "plot_controls",
     "plot_layers",
     "plot_methods",
@@ -45,6 +49,7 @@ __all__ = [
     "read_unrelated",
     "run_answers",
     "run_ask",
+    "run_ceiling",
     "run_codecs",
     "run_controls",
     "run_edits",

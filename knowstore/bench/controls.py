@@ -106,8 +106,8 @@ def open_benches(
         yield ControlBench(loaded, name, cases, seed, generation, on_progress)
 
 
-def read_cases(path: Path, limit: int, seed: int, *, is_counterfactual: bool = False) -> list[Case]:
-    """Up to `limit` questions of a file, drawn with `seed`; arguments and errors as for `run_controls`."""
+def read_cases(path: Path, limit: int | None, seed: int, *, is_counterfactual: bool = False) -> list[Case]:
+    """Up to `limit` questions of a file, or all, drawn with `seed`; arguments and errors as for `run_controls`."""
     found = [
         (row["question"], tuple(answers), Passage(text, row["passage"]["title"]))
         for row in read_rows(path)
@@ -220,14 +220,18 @@ class ControlBench:
     def _experts(self, questions: list[int], passages: list[int], method: str) -> Experts | None:
         tuned = self.models.reader
         if tuned is None or method not in ("rag, tuned", "hybrid"):
-            return None if method == "rag" else self._mounted(questions, passages, self.grains[method])
+            return None if method == "rag" else self.mounted(questions, passages, self.grains[method])
         static = tuned.static_experts(self.models.llm)
         if method == "rag, tuned":
             return static
-        mounted = self._mounted(questions, passages, RetrievalConfig().grain)
+        mounted = self.mounted(questions, passages)
         return replace(mounted, static=static.static, query=static.query)
 
-    def _mounted(self, questions: list[int], passages: list[int], grain: Grain | Literal["known"]) -> Experts:
+    def mounted(
+        self, questions: Sequence[int], passages: Sequence[int], grain: Grain | Literal["known"] | None = None
+    ) -> Experts:
+        """What is mounted for questions, each with one passage's expert, weighed as `ask` does or at another grain."""
+        grain = RetrievalConfig().grain if grain is None else grain
         weighed = [
             [self._weighed(question, passage, grain)] for question, passage in zip(questions, passages, strict=True)
         ]

@@ -111,6 +111,41 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_ceiling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_ceiling` found: a panel for each file, a bar of EM with its 95 % interval for each kind of expert.
+
+    Args:
+        rows: as `run_ceiling` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    files = list(dict.fromkeys(str(row["data"]) for row in rows))
+    n = max(sum(row["data"] == name for row in rows) for name in files)
+    figure = new_figure(7.4 * len(files), 1.2 + 0.34 * n)
+    colours = {None: _COLOURS["gold"], "other questions": _COLOURS["shuffled"], "all questions": _COLOURS["static"]}
+    for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        some = [row for row in rows if row["data"] == name]
+        labels = [
+            f"from {row['start'] if row['start'] == 'nothing' else 'the hypernetwork'}, {row['activation']}, "
+            f"{'layers' if len(row['layers']) > 1 else 'layer'} {', '.join(map(str, row['layers']))}: "
+            f"{'not taught' if row['taught'] is None else row['taught']}"
+            for row in some
+        ]  # fmt: skip
+        em = [100 * row["em"] for row in some]
+        errors = percent_spread(some, "em")
+        axes.barh(range(len(some)), em, xerr=errors, color=[colours[row["taught"]] for row in some])
+        axes.set_yticks(range(len(some)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 115)
+        for place, row in enumerate(some):
+            axes.text(100 * row["em_ci"][1] + 1, place, f"{100 * row['em']:.1f}", va="center", fontsize=8)
+        axes.set_xlabel("exact answers in %, with 95 % intervals")
+        axes.set_title(f"{name}, one question of each of {some[0]['n']} passages", fontsize=10)
+    figure.savefig(path)
+
+
 def plot_rerank(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what `run_rerank` found: how often the gold passage is first, among the first four and found at all.
 

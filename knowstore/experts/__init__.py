@@ -18,7 +18,7 @@ from knowstore.experts.generation import Generated, Prompt, generate
 from knowstore.experts.hypernetwork import Hypernetwork, Latent, PassageInput, load_hypernetwork
 from knowstore.experts.llm import FrozenLLM, load_llm
 from knowstore.experts.making import new_hypernetwork
-from knowstore.experts.mount import mount
+from knowstore.experts.mount import beside, mount
 from knowstore.experts.pooled import PooledConfig, PooledHypernetwork
 from knowstore.experts.reader import ReaderConfig, ReaderHypernetwork
 from knowstore.experts.tokens import TokensConfig, TokensHypernetwork
@@ -42,6 +42,7 @@ __all__ = [
     "ReaderHypernetwork",
     "TokensConfig",
     "TokensHypernetwork",
+    "beside",
     "combine",
     "expert_output",
     "forced_nats",

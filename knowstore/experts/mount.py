@@ -61,15 +61,37 @@ def mount(
             fix="give one start position for each question",
         )
     state = _Mounted(experts, None if starts is None else torch.tensor(list(starts)))
-    beside = [_Beside(state, layer, expert_output)]
+    some = [_Beside(state, layer, expert_output)]
     if experts.query is not None:
-        beside += [
+        some += [
             _Beside(state, below, partial(query_output, index)) for index, below in enumerate(experts.query.layers)
         ]
-    parts = [ffn(model, one.layer) for one in beside]
+    with _hooked(model, state, some):
+        yield
+
+
+@contextmanager
+def beside(model: PreTrainedModel, layer: int, output: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Add `output` of its input (B, T, D) to one FFN of a frozen model, in this thread and until the block ends.
+
+    Args:
+        model, layer: as for `mount`, inside or around which it may stand.
+        output: gives (B, T, D); gradients reach what it is made of.
+
+    Raises:
+        MountError: no such block; nothing was mounted.
+    """
+    with _hooked(model, state := _Mounted(Experts(), None), [_Beside(state, layer, lambda _, x: output(x))]):
+        yield
+
+
+@contextmanager
+def _hooked(model: PreTrainedModel, state: _Mounted, some: Sequence[_Beside]) -> Iterator[None]:
+    """Hooks on the FFNs of their blocks for the time of a `with` block."""
+    parts = [ffn(model, one.layer) for one in some]
     with hooks_lock:
         handles = [blocks_owner(model).register_forward_pre_hook(state.take_call, with_kwargs=True)]
-        for one, (first, last) in zip(beside, parts, strict=True):
+        for one, (first, last) in zip(some, parts, strict=True):
             if first is not last:
                 handles.append(first.register_forward_pre_hook(one.take_input, with_kwargs=True))
             handles.append(last.register_forward_hook(one.add_output, with_kwargs=True))

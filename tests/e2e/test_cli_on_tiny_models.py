@@ -392,6 +392,38 @@ def test_a_hypernetwork_is_trained_by_what_a_reader_of_its_model_reads(run: Run,
     assert "no reader to distil" in refused.stderr
 
 
+def test_what_experts_could_carry_is_measured(run: Run) -> None:
+    rows = [
+        {
+            "question": f"What is part {part} of {town}?",
+            "answers": ["Loam"],
+            "passage": {"title": town, "text": "Loam."},
+        }
+        for town in ("Varden", "Ostry")
+        for part in (1, 2)
+    ]
+    Path("several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    how = [
+        "--data",
+        "several.jsonl",
+        "--n-questions",
+        "2",
+        "--steps",
+        "1",
+        "--layers",
+        "0,2",
+        "--activation",
+        "softmax",
+    ]
+    found = _json(run("bench", "ceiling", *how, "--activation", "softmax", "--output", "ceiling", "--json"))
+    assert {(tuple(row["layers"]), row["activation"]) for row in found["rows"] if row["start"] == "nothing"} == {
+        ((0, 2), "softmax")
+    }
+    assert json.loads(Path("ceiling/ceiling.json").read_text("utf-8"))["rows"] == found["rows"]
+    refused = run("bench", "ceiling", *how[:2], "--layers", "0,x", status=2)
+    assert "not whole numbers" in refused.stderr
+
+
 def test_layers_are_compared(run: Run) -> None:
     _write_questions()
     how = ["--train", "qa.jsonl", "--data", "qa.jsonl", "--layer", "1", "--steps", "1", "--limit", "2"]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from knowstore.cli.app import app
 
 COMMANDS = {
-    "ask", "audit", "batches", "bench answers", "bench ask", "bench codecs", "bench controls", "bench edits",
-    "bench layers", "bench locality", "bench methods", "bench peers", "bench rerank", "bench sequence", "bench speed",
+    "ask", "audit", "batches", "bench answers", "bench ask", "bench ceiling", "bench codecs", "bench controls",
+    "bench edits", "bench layers", "bench locality", "bench methods", "bench peers", "bench rerank", "bench sequence",
+    "bench speed",
     "db check", "db current", "db upgrade", "doctor", "export", "import", "ingest", "list", "models list",
     "models pull", "probes add", "probes list", "probes make", "reexpert", "remove", "replace", "report", "rollback",
     "show", "stats", "train hypernetwork", "train reader", "train reranker", "verify",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
-from knowstore.experts import Expert, Experts, FrozenLLM, QueryExperts, combine, expert_output, mount
+from knowstore.experts import Expert, Experts, FrozenLLM, QueryExperts, beside, combine, expert_output, mount
 from knowstore.experts.llm import blocks, ffn
 
 LAYER, N_TOKENS = 1, 64
@@ -265,3 +265,22 @@ def test_a_model_without_an_ffn_is_refused(build: Build) -> None:
     del blocks(model)[LAYER].mlp
     with pytest.raises(MountError, match="none is an FFN"):
         ffn(model, LAYER)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stands_beside_an_ffn_is_added_as_an_expert_is(
+    name: str, build: Build, make_expert: MakeExpert, token_ids: Tensor
+) -> None:
+    model, expert = build(name), make_expert()
+    up, down = (expert.tensors[part].clone().requires_grad_() for part in ("up", "down"))
+    with mount(model, experts_for([expert], [expert]), LAYER):
+        wanted = logits(model, token_ids)
+    with beside(model, LAYER, lambda x: torch.relu(x @ up) @ down):
+        found = model(input_ids=token_ids).logits
+        found.sum().backward()
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert up.grad is not None
+    assert down.grad is not None
+    assert torch.equal(logits(model, token_ids), logits(build(name), token_ids))
+    with pytest.raises(MountError, match="layer 9"), beside(model, 9, lambda x: x):
+        pass
