@@ -141,9 +141,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     """Batch ids as they are typed: `1,3,5-8`."""
     try:
         ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        return tuple(number for first, *last in ends for number in range(first, (last or [first])[0] + 1))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list such as 1,3,5-8", param_hint="--batches") from error
+    except ValueError:
+        ends = []
+    if not ends or any(len(some) > 2 or some[0] > some[-1] for some in ends):
+        raise typer.BadParameter(f"{text!r} is no list such as 1,3,5-8", param_hint="--batches")
+    return tuple(number for some in ends for number in range(some[0], some[-1] + 1))
 
 
 def _percent(value: float, interval: list[float]) -> str:

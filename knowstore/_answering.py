@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ Vector = npt.NDArray[np.float32]
 ASKED_AT_ONCE = 1024  # questions of which all that was found is in memory
 _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
 _ABSURD = 100.0  # times the bound on what experts add
+_WORD = re.compile(r"\w+")
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Reader:
             items = [
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
             ]
-            newer = self._newer_twins(candidates)
+            newer = self._newer_twins(question, candidates)
             n_best = None if n_best is None else n_best + len(newer)  # what has a newer twin makes room for others
             scores = self.models.reranker.score(question, items, vector, n_best=n_best) if items else []
         hits = [
@@ -92,10 +94,10 @@ class Reader:
         ]  # fmt: skip
         return sorted(hits, key=lambda hit: (-hit.score, hit.passage_id))
 
-    def _newer_twins(self, candidates: Sequence[Candidate]) -> dict[str, str]:
+    def _newer_twins(self, question: str, candidates: Sequence[Candidate]) -> dict[str, str]:
         """Of each candidate that has one a twin from a newer edit batch, by passage id."""
         overlap = self.retrieval.twin_overlap
-        pairs = [] if overlap is None else twins([(c.title, c.text) for c in candidates], overlap)
+        pairs = [] if overlap is None else twins(question, [(c.title, c.text) for c in candidates], overlap)
         if not pairs:
             return {}
         since: Mapping[str, int] = {c.id: c.live_from for c in candidates}
@@ -279,16 +281,34 @@ def scored_hit(
     )  # fmt: skip
 
 
-def twins(passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int, int]]:
+def twins(question: str, passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int, int]]:
     """Pairs of passages, given as (title, text), that have one title and share at least `overlap` of their words
-    (Jaccard): what contradicts an older text mostly repeats it."""
+    (Jaccard): what contradicts an older text mostly repeats it.
+
+    Texts of one pattern do so as well. Those of which the question names one, by a name or a number that the other has
+    not, are about other things and no twins.
+    """
     words = [frozenset(text.lower().split()) for _, text in passages]
-    return [
+    pairs = [
         (one, other)
         for one, other in combinations(range(len(passages)), 2)
         if passages[one][0] == passages[other][0]
         and len(words[one] & words[other]) >= overlap * len(words[one] | words[other])
     ]
+    asked = frozenset(_WORD.findall(question.casefold()))
+    return [(one, other) for one, other in pairs if not asked & _names_of_one(passages[one][1], passages[other][1])]
+
+
+def _names_of_one(text: str, other: str) -> set[str]:
+    """The names and numbers of either text that are no words of the other, in small letters."""
+    found = [_WORD.findall(some) for some in (text, other)]
+    folded = [{word.casefold() for word in some} for some in found]
+    return {
+        word.casefold()
+        for some, others in zip(found, reversed(folded), strict=True)
+        for word in some
+        if (word[0].isupper() or word[0].isdigit()) and word.casefold() not in others
+    }
 
 
 def superseded(pairs: Sequence[tuple[str, str]], since: Mapping[str, int]) -> dict[str, str]:

@@ -98,26 +98,29 @@ class LoadedModels:
     @cached_property
     def reader(self) -> ReaderHypernetwork | None:
         """What is mounted where passages are read in the prompt; None for `none`, and where the default one was made
-        for another LLM.
+        for another LLM or for another layer than the hypernetwork's.
 
         Raises:
-            HypernetworkError: one that was named is no reader, or was made for another LLM.
+            HypernetworkError: one that was named is no reader, or was made for another LLM or layer.
         """
         from knowstore.experts import ReaderHypernetwork, load_hypernetwork
 
         if self.config.reader == NO_READER:
             return None
         reader = load_hypernetwork(self.path("reader"), device=self.device)
-        if isinstance(reader, ReaderHypernetwork) and (reader.config.width, reader.config.n_blocks) == (
-            self.llm.width, self.llm.n_layers,
-        ):  # fmt: skip
+        layer = self.hypernetwork_config["layer"]
+        if isinstance(reader, ReaderHypernetwork) and (
+            reader.config.width, reader.config.n_blocks, reader.config.layer,
+        ) == (self.llm.width, self.llm.n_layers, layer):  # fmt: skip
             return reader
         if self.config.reader == DEFAULT:
             return None
         raise HypernetworkError(
             f"{self.config.reader!r} is no reader for a model of width {self.llm.width} with {self.llm.n_layers} "
-            "blocks", kept="the store is as it was", fix="train one with `knowstore train reader`, or use `none`",
-        )  # fmt: skip
+            f"blocks and experts at layer {layer}",
+            kept="the store is as it was",
+            fix="train one with `knowstore train reader`, or use `none`",
+        )
 
     @cached_property
     def retriever(self) -> Retriever:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any, cast, get_args
 
 from knowstore.audits.results import Figures, measure, summarise
-from knowstore.audits.roles import FACTS
+from knowstore.audits.roles import FACTS, roles_at
 from knowstore.models import ROLES, UnresolvedModel, listing
-from knowstore.records import Audit, Mode, Probe, ProbeAnswer
+from knowstore.records import Asked, Audit, Mode, Probe, ProbeAnswer
 from knowstore.store import KnowledgeStore
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def _answers_otherwise(old: Audit, new: Audit) -> bool:
     """Whether models or settings differ, as far as both audits noted them."""
     return any(
         old.options[name] != new.options[name]
-        for name in ("models", "settings")
+        for name in ("models", "settings", "precision")
         if name in old.options and name in new.options
     )
 
@@ -91,7 +91,8 @@ def _mode(
         answers = log.answers(audit.id)
         seen.add(audit, answers)
         trend.append(_point(audit, len(answers), measure(answers, probes)))
-    questions = [_question(probes[probe_id], seen, probes, titles) for probe_id in sorted(seen.latest)]
+    roles = roles_at(store, list(probes.values()), audits[-1].batch_id)
+    questions = [_question(probes[probe_id], seen, roles[probe_id], probes, titles) for probe_id in sorted(seen.latest)]
     return {
         **summarise(store, mode),
         "trend": trend,
@@ -148,14 +149,16 @@ def _changed(seen: _Seen, probes: Mapping[int, Probe]) -> Row:
     return {"n": len(both), "unchanged": len(both) - len(rows), **counts, "rows": rows}
 
 
-def _question(probe: Probe, seen: _Seen, probes: Mapping[int, Probe], titles: Mapping[str, str]) -> Row:
+def _question(probe: Probe, seen: _Seen, role: Asked, probes: Mapping[int, Probe], titles: Mapping[str, str]) -> Row:
+    """A question with what became of it up to the batch that was audited last, in whichever audit it was asked."""
     (now_after, now), (first_after, then) = seen.latest[probe.id], seen.first[probe.id]
-    rival = probes.get(now.contested_by or 0)
+    rival = probes.get(role.contested_by or 0)
     return {
         "batch_id": probe.batch_id,
         "probe_id": probe.id,
         "kind": probe.kind,
-        "state": now.state,
+        "state": role.state,
+        "now_state": now.state,
         "question": probe.question,
         "answers": list(probe.answers),
         "newer_answers": list(rival.answers) if rival else [],

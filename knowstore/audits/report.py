@@ -19,11 +19,11 @@ from knowstore.store import KnowledgeStore
 
 _COLUMNS = (
     "mode", "batch_id", "probe_id", "kind", "state", "question", "answers", "newer_answers", "then_after", "then",
-    "then_em", "then_f1", "now_after", "now", "now_em", "now_f1", "untouched", "rank", "experts",
+    "then_em", "then_f1", "now_after", "now_state", "now", "now_em", "now_f1", "untouched", "rank", "experts",
 )  # fmt: skip
 _CURVES = {
     "em": "exact answers", "f1": "F1", "locality": "unrelated, as before", "newer": "newer beats older",
-    "leaked": "removed, still told",
+    "leaked": "removed, leaked",
 }  # fmt: skip
 _UNEVEN = (
     "Some audits asked other probes of a batch than others did: the matrix, the curves and BWT compare different "
@@ -133,10 +133,11 @@ def _by_batch(mode: Row, n_questions: int) -> list[Row]:
 
 
 def _urgency(question: Row) -> tuple[bool, float, float]:
-    if question["state"] == "gone":
+    if question["now_state"] == "gone":
         is_told = tells(question["now"], question["now_em"], question["answers"])
         return False, -1.0 if is_told else 1.0, question["now_em"]
-    return question["kind"] == "locality", question["now_em"] - question["then_em"], question["now_em"]
+    is_last = question["kind"] == "locality" or question["state"] == "gone"
+    return is_last, question["now_em"] - question["then_em"], question["now_em"]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -202,7 +203,8 @@ def headlines(mode: Row) -> list[tuple[str, str, str, str]]:
         ("forward effect, exact answers", points(mode["forward"]), "", ""),
         ("unrelated questions answered as before", percent(local["same"]), between(local["same_ci"]), str(local["n"])),
         ("newer beats older", percent(both["rate"]), between(both["rate_ci"]), str(both["newer"] + both["older"])),
-        ("removed facts still told", percent(residue["rate"]), between(residue["rate_ci"]), str(residue["n"])),
+        ("removed facts still told", percent(residue["still"]), between(residue["still_ci"]), str(residue["n"])),
+        ("of which nothing explains", percent(residue["rate"]), between(residue["rate_ci"]), str(residue["n"])),
     ]  # fmt: skip
 
 

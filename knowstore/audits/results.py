@@ -122,11 +122,11 @@ def summarise(store: KnowledgeStore, mode: Mode) -> Figures:
         "average_ci": _interval(history.last_groups(_em)) if is_asked else None,
         "average_f1": _known(average_score(f1)) if is_asked else None,
         "average_f1_ci": _interval(history.last_groups(_f1)) if is_asked else None,
-        "bwt": _known(backward_transfer(em)),
-        "bwt_f1": _known(backward_transfer(f1)),
+        "bwt": _known(backward_transfer(em)) if is_asked else None,
+        "bwt_f1": _known(backward_transfer(f1)) if is_asked else None,
         "same_probes": {"em": _change(history, _em), "f1": _change(history, _f1)} if history.rows else None,
-        "forward": _known(forward_effect(em)),
-        "forward_f1": _known(forward_effect(f1)),
+        "forward": _known(forward_effect(em)) if is_asked else None,
+        "forward_f1": _known(forward_effect(f1)) if is_asked else None,
         **measure(_latest_answers(log, audits), {probe.id: probe for probe in probes}),
     }
 
@@ -208,9 +208,9 @@ def _contradictions(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe])
 
 
 def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Figures:
-    """How many removed facts are still told, by answers that hold an accepted one: `answered` in all, `exactly` by
-    nothing else, `known` to the untouched model, `told` by a live passage that was mounted, and `leaked`, which nothing
-    explains."""
+    """How many removed facts are still told, by answers that hold an accepted one: `answered` in all, the share
+    `still`, `exactly` by nothing else, `known` to the untouched model, `told` by a live passage that was mounted, and
+    `leaked`, the share `rate`, which nothing explains."""
     answered = [one for one in answers if tells(one.text, one.em, probes[one.probe_id].answers)]
     known = {one.probe_id for one in answered if _is_known(one, probes[one.probe_id])}
     told = {one.probe_id for one in answered if one.is_told} - known
@@ -223,6 +223,7 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
         "told": len(told),
         "leaked": len(leaked),
         "retrieved": sum(one.rank is not None for one in answers),
+        **_share("still", [one.probe_id in known | told | leaked for one in answers]),
         **_share("rate", [one.probe_id in leaked for one in answers]),
     }
 

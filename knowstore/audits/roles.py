@@ -92,6 +92,21 @@ def roles(probes: Sequence[Probe], live: Collection[str], emptied: Collection[in
     return out
 
 
+def passages_that_tell(probes: Sequence[Probe]) -> dict[int, set[str]]:
+    """For each probe the passages that it and other probes name for an answer that it accepts to its question, by id:
+    a passage that was replaced by one that says the same is answered by that."""
+    named: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for probe in probes:
+        if probe.passage_id is not None:
+            for fact in _told(probe):
+                named[fact].add(probe.passage_id)
+    return {
+        probe.id: set() if probe.passage_id is None else {one for fact in _told(probe) for one in named[fact]}
+        | {probe.passage_id}
+        for probe in probes
+    }  # fmt: skip
+
+
 def _is_gone(probe: Probe, live: Collection[str], emptied: Collection[int]) -> bool:
     if probe.kind in ("locality", "removed"):
         return probe.kind == "removed"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
 
 from knowstore._loaded import OnProgress
 from knowstore.audits.results import summarise
-from knowstore.audits.roles import Selection, roles_at
+from knowstore.audits.roles import Selection, passages_that_tell, roles_at
 from knowstore.errors import CatalogError, ConfigError
 from knowstore.evaluation import exact_match, holds_answer, token_f1
 from knowstore.prompts import question_prompt
@@ -50,6 +50,7 @@ def run_audit(
     """
     log = store.catalog.audits
     probes = {probe.id: probe for probe in log.probes()}
+    tellers = passages_that_tell(list(probes.values()))
     audit = _interrupted(store) if resume else _begin(store, list(probes.values()), mode, selection or Selection())
     waiting = log.unanswered(audit.id)
     n_kept = max(_KEPT_AT_ONCE, batch_size)
@@ -60,7 +61,7 @@ def run_audit(
             [probes[one.probe_id].question for one in part], mode=audit.mode, batch_size=batch_size, at=audit.batch_id
         )
         bare = _untouched(store, part, probes)
-        kept = [_scored(answer, one, probes, bare) for answer, one in zip(answers, part, strict=True)]
+        kept = [_scored(answer, one, probes, tellers, bare) for answer, one in zip(answers, part, strict=True)]
         log.record(audit.id, kept, time.perf_counter() - started)
         if on_progress is not None:
             on_progress("asking", first + len(part), len(waiting))
@@ -83,6 +84,7 @@ def _begin(store: KnowledgeStore, probes: Sequence[Probe], mode: Mode, selection
     at = store.catalog.head()
     states = roles_at(store, probes, at)
     options = asdict(selection) | {"models": _models(store, mode), "settings": _settings(store)}
+    options["precision"] = _precision(store)
     return store.catalog.audits.begin(at, mode, options, [states[probe.id] for probe in chosen])
 
 
@@ -100,6 +102,12 @@ def _settings(store: KnowledgeStore) -> dict[str, object]:
     return cast(dict[str, object], found)
 
 
+def _precision(store: KnowledgeStore) -> str:
+    """In what the language model computes, and on which kind of device."""
+    llm = store.models.llm
+    return f"{str(llm.dtype).removeprefix('torch.')} on {llm.device.type}"
+
+
 def _interrupted(store: KnowledgeStore) -> Audit:
     audits = store.catalog.audits.audits(finished=False)
     if not audits:
@@ -112,6 +120,8 @@ def _interrupted(store: KnowledgeStore) -> Audit:
         changed = "its models were"
     if not changed and audit.options.get("settings") not in (None, _settings(store)):
         changed = "how it retrieves and answers was"
+    if not changed and audit.options.get("precision") not in (None, _precision(store)):
+        changed = "the precision or device that it computes with was"
     if changed:
         raise CatalogError(
             f"audit {audit.id} began after edit batch {audit.batch_id}, and {changed} changed since",
@@ -121,17 +131,27 @@ def _interrupted(store: KnowledgeStore) -> Audit:
     return audit
 
 
-def _scored(answer: Answer, asked: Asked, probes: Mapping[int, Probe], bare: Mapping[int, str]) -> ProbeAnswer:
+def _scored(
+    answer: Answer,
+    asked: Asked,
+    probes: Mapping[int, Probe],
+    tellers: Mapping[int, Collection[str]],
+    bare: Mapping[int, str],
+) -> ProbeAnswer:
     probe = probes[asked.probe_id]
     ranks = {hit.passage_id: place for place, hit in enumerate(answer.hits, 1)}
-    rival = None if asked.contested_by is None else probes[asked.contested_by].passage_id
+
+    def rank(probe_id: int | None) -> int | None:
+        found = [] if probe_id is None else [ranks[one] for one in tellers[probe_id] if one in ranks]
+        return min(found, default=None)
+
     return ProbeAnswer(
         probe.id,
         answer.text,
         exact_match(answer.text, probe.answers),
         token_f1(answer.text, probe.answers),
-        ranks.get(probe.passage_id or ""),
-        ranks.get(rival or ""),
+        rank(probe.id),
+        rank(asked.contested_by),
         any(holds_answer(f"{one.title} {one.text}", probe.answers) for one in answer.experts),
         tuple((one.passage_id, one.weight, one.batch_id) for one in answer.experts),
         bare.get(probe.id),
@@ -154,7 +174,7 @@ def _untouched(store: KnowledgeStore, asked: Sequence[Asked], probes: Mapping[in
 
 
 def _key(store: KnowledgeStore, question: str) -> str:
-    how = (store.models.fingerprints["llm"], store.models.config.dtype, repr(store.generation), question)
+    how = (store.models.fingerprints["llm"], _precision(store), repr(store.generation), question)
     return hashlib.sha256("\0".join(how).encode()).hexdigest()[:32]
 
 

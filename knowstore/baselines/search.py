@@ -53,7 +53,7 @@ class TaughtSearch:
             return []
         some = {taught[place].passage_id: taught[place].item for place in places}
         scores = self.models.reranker.score(asked.question, list(some.values()), vector)
-        newer = _newer_twins(taught, some) if self.finds_passages else {}
+        newer = _newer_twins(asked.question, taught, some) if self.finds_passages else {}
         hits = [
             scored_hit(passage_id, item, score, newer_twin=newer.get(passage_id))
             for (passage_id, item), score in zip(some.items(), scores, strict=True)
@@ -69,9 +69,9 @@ class TaughtSearch:
         return [places[index] for index in np.argsort(-similarity, kind="stable")[: RetrievalConfig.n_candidates]]
 
 
-def _newer_twins(taught: Sequence[Indexed], some: Mapping[str, RerankItem]) -> dict[str, str]:
+def _newer_twins(question: str, taught: Sequence[Indexed], some: Mapping[str, RerankItem]) -> dict[str, str]:
     """Of passages each that has a twin which was taught later, with that."""
     overlap, ids = RetrievalConfig.twin_overlap, list(some)
-    pairs = [] if overlap is None else twins([(item.title, item.text) for item in some.values()], overlap)
+    pairs = [] if overlap is None else twins(question, [(item.title, item.text) for item in some.values()], overlap)
     since = {one.passage_id: place for place, one in enumerate(taught)}
     return superseded([(ids[one], ids[other]) for one, other in pairs], since)

@@ -246,7 +246,7 @@ class _Ceiling:
 
 def _free(up: Tensor, down: Tensor, activation: Activation) -> Callable[[Tensor], Tensor]:
     """`act(x up) down` of an expert in the form `neurons`; a softmax has a further neuron that writes nothing, so that
-    it can be silent."""
+    it can be silent, and its shares times the number of neurons, so that gradient steps reach as far."""
     import torch
 
     def output(x: Tensor) -> Tensor:
@@ -254,6 +254,6 @@ def _free(up: Tensor, down: Tensor, activation: Activation) -> Callable[[Tensor]
         if activation == "relu":
             return scores.relu() @ down
         shares: Tensor = torch.nn.functional.pad(scores, (0, 1)).softmax(-1)[..., :-1]
-        return shares @ down
+        return up.shape[1] * shares @ down
 
     return output

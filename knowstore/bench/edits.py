@@ -20,7 +20,7 @@ from knowstore.bench.resuming import keep_run
 from knowstore.config import ModelConfig, SplitConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import holds_answer, normalise
-from knowstore.records import Mode, Passage, Probe
+from knowstore.records import Audit, Mode, Passage, Probe
 from knowstore.store import KnowledgeStore
 from knowstore.training import read_passages, read_rows
 
@@ -104,26 +104,29 @@ def read_facts(paths: Sequence[Path], n_questions: int) -> list[Fact]:
     return [Fact(passage, tuple(questions)) for passage, questions in found.values() if questions]
 
 
-def with_filling(facts: Sequence[Fact], corpus: Sequence[Path], config: EditsConfig) -> list[Fact]:
-    """The facts, and as many passages of a corpus {title, text} that nobody asks for as the batches lack."""
+def with_filling(facts: Sequence[Fact], corpus: Sequence[Path], config: EditsConfig) -> tuple[list[Fact], list[Fact]]:
+    """The facts, with as many passages of a corpus {title, text} that nobody asks for as the batches lack, and further
+    ones for batches that change fewer passages than they might."""
     taken = {fact.passage.passage_id for fact in facts}
     passages = (passage for path in corpus for passage in read_passages(path))
     fillings = (Fact(one, ()) for one in passages if one.passage_id not in taken)
-    return [*facts, *islice(fillings, max(0, config.n_fresh - len(facts)))]
+    filled = [*facts, *islice(fillings, max(0, config.n_fresh - len(facts)))]
+    return filled, list(islice(fillings, max(0, config.n_batches * config.n_passages - len(filled))))
 
 
-def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
+def make_steps(facts: Sequence[Fact], config: EditsConfig, reserve: Sequence[Fact] = ()) -> Iterator[Step]:
     """Edit batches of real passages in random order.
 
     From the second batch on a share of the passages are updates (an older passage of which the first answer is
     exchanged, in its place) and contradictions (the same, beside the older one), and a share of older passages is
-    removed. Answers are exchanged for ones of like form to like questions on other passages.
+    removed. Answers are exchanged for ones of like form to like questions on other passages. Where too few older
+    passages have questions to be changed, new ones stand in for them, at last those of `reserve`.
 
     Raises:
         ConfigError: too few passages for so many batches.
     """
     draw = random.Random(config.seed)
-    fresh = draw.sample(list(facts), len(facts))
+    fresh = [*draw.sample(list(facts), len(facts)), *reserve]
     asked = sorted({(question, answers[0]) for fact in facts for question, answers in fact.questions})
     pool = [_Asked.read(question, answer) for question, answer in asked]
     sources: dict[str, list[Fact]] = {}
@@ -137,7 +140,7 @@ def make_steps(facts: Sequence[Fact], config: EditsConfig) -> Iterator[Step]:
         n_new = config.n_passages - len(updated) - len(contested)
         if len(fresh) < n_new:
             raise ConfigError(
-                f"the files hold {len(facts)} passages, too few for {config.n_batches} batches",
+                f"the files hold {len(facts) + len(reserve)} passages, too few for {config.n_batches} batches",
                 kept="nothing was measured",
                 fix="give more files, or use fewer batches or passages",
             )
@@ -239,7 +242,8 @@ def run_edits(
         ConfigError: too few passages for so many batches, or `output` holds a run of another config or of other files.
     """
     config = config or EditsConfig()
-    steps = list(make_steps(with_filling(read_facts(data, config.n_questions), corpus, config), config))
+    filled, reserve = with_filling(read_facts(data, config.n_questions), corpus, config)
+    steps = list(make_steps(filled, config, reserve))
     settings = asdict(config) | asdict(models or ModelConfig())
     keep_run(output / "config.json", settings, _digest(steps, unrelated), is_begun=(output / "store").exists())
     (output / "sources").mkdir(parents=True, exist_ok=True)
@@ -296,11 +300,15 @@ def _audit(
     store: KnowledgeStore, config: EditsConfig, sample: int | None, at: int, on_progress: OnProgress | None
 ) -> None:
     """The audit after batch `at`, or what is left of it; nothing when it was finished, or the store went on."""
-    log = store.catalog.audits
-    if any(one.batch_id == at and one.mode == config.mode for one in log.audits()) or store.catalog.head() != at:
+    log, selection = store.catalog.audits, Selection(sample=sample, seed=config.seed)
+
+    def is_ours(one: Audit) -> bool:
+        chosen = {name: one.options.get(name) for name in asdict(selection)}
+        return (one.batch_id, one.mode) == (at, config.mode) and chosen == asdict(selection)
+
+    if any(is_ours(one) for one in log.audits()) or store.catalog.head() != at:
         return
-    is_cut_short = any(one.batch_id == at for one in log.audits(finished=False)[-1:])
-    selection = Selection(sample=sample, seed=config.seed)
+    is_cut_short = any(is_ours(one) for one in log.audits(finished=False)[-1:])
     run_audit(
         store, mode=config.mode, selection=selection, resume=is_cut_short, batch_size=config.batch_size,
         on_progress=on_progress,

@@ -70,13 +70,15 @@ class AuditLog:
     # Probes
 
     def add_probes(self, probes: Sequence[Probe], *, renewed: Collection[int] = ()) -> int:
-        """Keep probes with their batches; those that are kept already are left out, but for those without a passage
-        that came with one of the batches `renewed`. Returns how many were new."""
+        """Keep probes with their batches; those that are kept already are left out, but for those of facts without a
+        passage that came with one of the batches `renewed`. Returns how many were new."""
         with self._database.write() as connection:
             known = {
                 _content(probe)
                 for probe in _probes(connection)
-                if probe.passage_id is not None or probe.batch_id not in renewed
+                if probe.passage_id is not None
+                or probe.batch_id not in renewed
+                or probe.kind in ("locality", "removed")
             }
             new = {_content(probe): probe for probe in probes if _content(probe) not in known}
             rows = [

@@ -23,17 +23,33 @@ def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, n_samples: int
 
 
 def grouped_interval(groups: Sequence[Sequence[float]], *, seed: int = 0, n_samples: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of G groups' means, each group resampled by itself; empty ones are
-    left out.
+    """The 95 % percentile interval of the mean of G groups' means; empty ones are left out.
+
+    Each group is resampled by itself, and its draws are spread by sqrt(n / (n - 1)), for those of n scores vary less
+    than n new scores would (Rao and Wu 1988). Groups of one score are resampled together, as strata that were
+    collapsed: alone they would seem not to vary at all.
 
     Raises:
         ValueError: no scores.
     """
-    kept = [group for group in groups if len(group)]
+    alone = [group[0] for group in groups if len(group) == 1]
+    kept = [(group, 1) for group in groups if len(group) > 1]
+    kept += [(alone, len(alone))] if alone else []
     if not kept:
         raise ValueError("an interval needs at least one score")
     generator = np.random.default_rng(seed)
-    return _middle(np.mean([_resampled_means(group, generator, n_samples) for group in kept], axis=0))
+    n_groups = sum(weight for _, weight in kept)
+    means = sum(
+        weight * _spread(_resampled_means(group, generator, n_samples), group) for group, weight in kept
+    ) / n_groups  # fmt: skip
+    low, high = _middle(np.asarray(means))
+    least, most = (sum(weight * limit(group) for group, weight in kept) / n_groups for limit in (min, max))
+    return max(low, float(least)), min(high, float(most))
+
+
+def _spread(means: npt.NDArray[np.float64], scores: Sequence[float]) -> npt.NDArray[np.float64]:
+    n, middle = len(scores), float(np.mean(scores))
+    return middle + (means - middle) * np.sqrt(n / (n - 1)) if n > 1 else means
 
 
 def proportion_interval(n_hits: int, n: int) -> tuple[float, float]:

@@ -122,6 +122,8 @@ def generate(
             pad_token_id=pad,
             top_p=None,
             top_k=None,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             streamer=stream,
             **sampling,
         )

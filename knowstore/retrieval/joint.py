@@ -125,11 +125,10 @@ class JointModel(nn.Module):
             readable(questions),
             add_special_tokens=False,
             truncation=True,
-            max_length=limit,
+            max_length=self.max_tokens,  # as for passages: the tokenizer keeps it, and threads share that
             split_special_tokens=True,
         )
-        ids: list[list[int]] = encodings["input_ids"]
-        return ids
+        return [ids[:limit] for ids in encodings["input_ids"]]
 
     def read_passages(self, passages: Sequence[tuple[str, str, Spans]]) -> list[PassageTokens]:
         """Tokens of passages given as (title, text, character spans of the sentences in text)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from knowstore.errors import TrainingError
 from knowstore.training.data import TrainingData
 
@@ -21,3 +23,11 @@ def n_kept_out(wanted: int | None, data: TrainingData) -> int:
 def no_steps() -> TrainingError:
     """The error of a run that took no step."""
     return TrainingError("a run of no time and no steps", kept="nothing was trained", fix="give it minutes or steps")
+
+
+def no_gradient(norm: float, step: int, checkpoint: Path) -> TrainingError:
+    """The error of a step that would end in weights that are not finite."""
+    return TrainingError(
+        f"the gradient's norm is {norm} at step {step}", kept=f"the last checkpoint in {checkpoint}",
+        fix="run again with a lower learning rate, or in float32",
+    )  # fmt: skip

@@ -29,7 +29,7 @@ from knowstore.experts.tokens import TokensHypernetwork
 from knowstore.retrieval import Reranker
 from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import TrainingData
-from knowstore.training.extent import fraction_done, n_kept_out, no_steps
+from knowstore.training.extent import fraction_done, n_kept_out, no_gradient, no_steps
 from knowstore.training.pooled import PooledRun
 from knowstore.training.ranks import Ranks
 from knowstore.training.reader import ReaderRun, ReaderTeacher
@@ -322,6 +322,8 @@ class _Loop:
                 fix="run again with a lower learning rate",
             )  # fmt: skip
         norm = nn.utils.clip_grad_norm_(self.trained, config.max_gradient_norm).item()
+        if not math.isfinite(norm):
+            raise no_gradient(norm, self.done, self.folder)
         self.optimizer.step()
         self.done += 1
         measured: dict[str, float] = {}

@@ -114,6 +114,7 @@ class _Run:
 
     def step_loss(self, step: int, draw: random.Random) -> tuple[Tensor, float]:
         """See `Stepped`."""
+        torch.manual_seed(draw.getrandbits(63))  # of the model's own dropout
         loss = self.loss(self.batch(step), draw)
         return loss, loss.item()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from knowstore.errors import TrainingError
 from knowstore.training.checkpoints import read_checkpoint, write_checkpoint
 from knowstore.training.data import TrainingData
-from knowstore.training.extent import fraction_done, n_kept_out, no_steps
+from knowstore.training.extent import fraction_done, n_kept_out, no_gradient, no_steps
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def train_steps(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm).item()
+            if not math.isfinite(norm):
+                raise no_gradient(norm, step, checkpoint)
             optimizer.step()
             step += 1
             is_last = _fraction(config, step, time.monotonic() - started) >= 1

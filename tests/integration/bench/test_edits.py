@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from knowstore import KnowledgeStore
+from knowstore.audits import Selection, run_audit
 from knowstore.bench import EditsConfig, read_unrelated, run_edits
 from knowstore.bench.edits import Fact, make_steps, read_facts, with_filling
 from knowstore.config import ModelConfig
@@ -97,12 +99,26 @@ def test_a_corpus_fills_what_questions_lack(tmp_path: Path) -> None:
     file = tmp_path / "corpus.jsonl"
     rows = [{"title": fact.passage.title, "text": fact.passage.text} for fact in facts(90)]
     file.write_text("".join(json.dumps(row) + "\n" for row in [{"id": 1}, *rows]), "utf-8")
-    filled = with_filling(facts(20), [file], CONFIG)
+    filled, reserve = with_filling(facts(20), [file], CONFIG)
     assert len(filled) == CONFIG.n_fresh == 31
     assert [len(fact.questions) for fact in filled] == [2] * 20 + [0] * 11
     steps = list(make_steps(filled, CONFIG))
     assert sum(len(step.sources[f"batch-{number:03}.jsonl"]) for number, step in enumerate(steps, 1)) == 34
-    assert with_filling(facts(40), [file], CONFIG) == facts(40)
+    assert len(filled) + len(reserve) == CONFIG.n_batches * CONFIG.n_passages
+    assert with_filling(facts(40), [file], CONFIG)[0] == facts(40)
+
+
+def test_passages_of_a_corpus_stand_in_for_edits_that_cannot_be_made(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.jsonl"
+    rows = [{"title": fact.passage.title, "text": fact.passage.text} for fact in facts(90)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    filled, reserve = with_filling(facts(2), [file], CONFIG)
+    with pytest.raises(ConfigError, match=f"the files hold {len(filled)} passages, too few"):
+        list(make_steps(filled, CONFIG))
+    steps = list(make_steps(filled, CONFIG, reserve))
+    assert len(steps) == CONFIG.n_batches
+    first = [one for step in steps[:1] for some in step.sources.values() for one in some]
+    assert {one.passage_id for one in first} <= {fact.passage.passage_id for fact in filled}  # the reserve comes last
 
 
 def test_the_same_seed_makes_the_same_sequence_and_too_few_passages_are_refused() -> None:
@@ -167,3 +183,27 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_as_one_that_was_not(
             run_edits([file], tmp_path / "cut", **other)
     for name in ("matrix", "matrix_f1", "batches", "average", "residue", "contradictions", "passages"):
         assert again[name] == whole[name]
+
+
+def test_audits_of_somebody_else_are_not_taken_for_those_of_a_run(tiny_models: ModelConfig, tmp_path: Path) -> None:
+    file = tmp_path / "qa.jsonl"
+    rows = [
+        {"question": q, "answers": list(a), "passage": {"title": one.passage.title, "text": one.passage.text}}
+        for one in facts(12)
+        for q, a in one.questions
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = EditsConfig(2, 6, 0.0, 0.0, 0.0, audit_every=0, sample=2)
+
+    def cut(_what: str, done: int, _n: int) -> None:
+        if _what == "asking" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_edits([file], tmp_path / "run", config=config, models=tiny_models, on_progress=cut)
+    with KnowledgeStore.open(tmp_path / "run" / "store", models=tiny_models) as store:
+        run_audit(store, selection=Selection(sample=1))
+        with pytest.raises(KeyboardInterrupt):
+            run_audit(store, mode="rag", on_progress=cut)
+    found: Any = run_edits([file], tmp_path / "run", config=config, models=tiny_models)
+    assert (found["audits"][-1]["n"], found["mode"], found["matrix_n"][-1]) == (12, "experts", [6, 6])

@@ -133,27 +133,26 @@ def test_a_fine_tuned_reranker_orders_what_it_was_trained_to(base: Path, data: T
     assert {name: (t.shape, t.dtype) for name, t in after.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}
 
 
-def test_fine_tuning_that_was_cut_off_ends_as_one_that_was_not(
-    gemma_reranker: Path, data: TrainingData, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("base", KINDS, indirect=True)
+def test_fine_tuning_that_was_cut_off_ends_as_one_that_was_not(base: Path, data: TrainingData, tmp_path: Path) -> None:
     config = replace(CONFIG, steps=6, checkpoint_every_s=0.0)
-    whole = fine_tuned(gemma_reranker, data, tmp_path / "whole", config)
+    whole = fine_tuned(base, data, tmp_path / "whole", config)
 
     def stop(progress: RerankerProgress) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fine_tuned(gemma_reranker, data, tmp_path / "cut", config, stop)
+        fine_tuned(base, data, tmp_path / "cut", config, stop)
     steps: list[int] = []
-    cut = fine_tuned(gemma_reranker, data, tmp_path / "cut", config, lambda one: steps.append(one.step))
+    cut = fine_tuned(base, data, tmp_path / "cut", config, lambda one: steps.append(one.step))
     assert steps == [4, 5, 6]  # the fourth was not kept any more
     first, second = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     with pytest.raises(TrainingError, match="a run with other settings, from another start"):
-        fine_tuned(gemma_reranker, data, tmp_path / "cut", replace(config, seed=1))
+        fine_tuned(base, data, tmp_path / "cut", replace(config, seed=1))
     with pytest.raises(TrainingError, match="on other questions"):
-        fine_tuned(gemma_reranker, replace(data, questions=data.questions[1:]), tmp_path / "cut", config)
+        fine_tuned(base, replace(data, questions=data.questions[1:]), tmp_path / "cut", config)
 
 
 def test_a_run_that_ends_by_the_clock_is_validated(

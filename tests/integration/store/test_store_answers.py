@@ -532,8 +532,10 @@ def test_a_reader_for_another_model_is_an_error_unless_it_is_the_default(
 ) -> None:
     other = ReaderHypernetwork(ReaderConfig(width=8, layer=1, n_blocks=2))
     other.save(tmp_path / "other")
+    config = open_store(models=replace(tiny_models, reader=str(tiny_reader_dir))).models.reader.config  # type: ignore
+    ReaderHypernetwork(replace(config, layer=config.layer + 1)).save(tmp_path / "deeper")
     assert open_store(models=replace(tiny_models, reader="default")).models.reader is None
-    for named in (str(tmp_path / "other"), tiny_models.hypernetwork):
+    for named in (str(tmp_path / "other"), str(tmp_path / "deeper"), tiny_models.hypernetwork):
         with pytest.raises(HypernetworkError, match="is no reader for a model of width"):
             _ = open_store(models=replace(tiny_models, reader=named)).models.reader
 
@@ -558,6 +560,24 @@ def test_of_twins_only_the_newest_is_mounted(open_store: Open) -> None:
     assert {one.passage_id for one in store.ask(question).experts} == mounted
     store.rollback(batch.id)
     assert old.passage_id in {one.passage_id for one in store.ask(question).experts}
+
+
+@pytest.mark.parametrize("title", ["", "Bridges"])
+@pytest.mark.parametrize("question", ["When does the bridge at Kirrin close?", "when does kirrin bridge close"])
+def test_texts_of_one_pattern_are_no_twins_where_the_question_names_one(
+    title: str, question: str, open_store: Open
+) -> None:
+    text = "The swing bridge at {} closes to all traffic at {} pm every evening in winter."
+    one, other = (Passage(text.format(*some), title) for some in (("Kirrin", 9), ("Tarvan", 7)))
+    store = open_store(bank=BankConfig(codec="float32"))
+    store.add([one])
+    store.add([other])
+    assert one.passage_id in {expert.passage_id for expert in store.ask(question).experts}
+    newer = Passage(text.format("Kirrin", 8), title)
+    store.add([newer])
+    mounted = {expert.passage_id for expert in store.ask(question).experts}
+    assert newer.passage_id in mounted
+    assert one.passage_id not in mounted
 
 
 def test_what_takes_the_place_of_a_twin_is_read_like_the_others(

@@ -16,7 +16,7 @@ import pytest
 from knowstore import KnowledgeStore, Passage
 from knowstore.audits import Selection, add_probes, live_probes, run_audit, write_report
 from knowstore.catalog import AuditLog
-from knowstore.config import RetrievalConfig
+from knowstore.config import ModelConfig, RetrievalConfig
 from knowstore.errors import CatalogError
 from knowstore.records import Answer, Probe, ProbeKind
 
@@ -242,3 +242,94 @@ def test_probes_that_travel_are_those_that_hold(open_store: Open, facts: list[Pa
     assert [(one.question, one.answers) for one in live_probes(store)] == [
         ("When was Rome founded?", ("1200 AD",)), ("Who?", ()),
     ]  # fmt: skip
+
+
+def test_questions_about_no_fact_are_kept_once_however_often_their_source_changes(
+    open_store: Open, write_facts: Callable[..., Path]
+) -> None:
+    store = open_store()
+    rows = [
+        ("here", Probe("Who wrote Emma?", (), "locality")),
+        ("here", Probe("What is secret?", ("xyzzy",), "removed")),
+        ("here", Probe("What is blue?", ("the door",), "reliability")),
+    ]
+    for number in range(3):
+        batch = store.ingest([write_facts("doors.jsonl", [Passage(f"Door {number} is blue.", "Door")])])
+        add_probes(store, rows, batch_id=batch.batch_id)
+    found: Any = run_audit(store)
+    assert (found["locality"]["n"], found["residue"]["n"]) == (1, 1)
+
+
+def test_a_fact_is_retrieved_by_the_passage_that_tells_it_now(
+    open_store: Open, write_facts: Callable[..., Path]
+) -> None:
+    store = open_store()
+    for number in range(3):
+        batch = store.ingest([write_facts("doors.jsonl", [Passage(f"The door is blue. Version {number}.", "Door")])])
+        [live] = store.passages()
+        add_probes(store, [("here", Probe("What is blue?", ("door",), "reliability", live.passage_id))])
+        found: Any = run_audit(store)
+        assert batch.batch_id == number + 1
+        assert found["kinds"]["reliability"]["retrieved"] == 1.0
+    assert found["kinds"]["reliability"]["n"] == 3
+
+
+def test_a_report_tells_what_became_of_questions_that_the_last_audit_left_out(
+    open_store: Open, facts: list[Passage], says: dict[str, str], tmp_path: Path
+) -> None:
+    says |= {"One?": "right", "Two?": "right", "Three?": "right"}
+    store = open_store()
+    store.add(facts[:2])
+    add_probes(store, [("", Probe(q, ("right",), "reliability", one.passage_id))
+                       for q, one in zip(("One?", "Two?"), facts, strict=False)])  # fmt: skip
+    run_audit(store)
+    store.remove([facts[1].passage_id])
+    store.add(facts[2:3])
+    add_probes(store, [("", Probe("Three?", ("right",), "reliability", facts[2].passage_id))])
+    run_audit(store, selection=Selection(since=3))
+    html, as_json, *_ = write_report(store, tmp_path / "report.html")
+    [mode] = json.loads(as_json.read_text("utf-8"))["modes"]
+    states = {one["question"]: (one["state"], one["now_state"], one["now_after"]) for one in mode["questions"]}
+    assert states == {
+        "One?": ("current", "current", 1), "Two?": ("gone", "current", 1), "Three?": ("current", "current", 3),
+    }  # fmt: skip
+    page = html.read_text("utf-8")
+    assert "<b>Batch 1</b><span>1 current</span>" in page
+    assert page.count("asked last after batch 1") == 2
+
+
+def test_a_removed_fact_that_is_told_is_called_so_though_a_live_passage_explains_it(
+    open_store: Open, says: dict[str, str], tmp_path: Path
+) -> None:
+    store = open_store()
+    one, other = Passage("The code of the door is 4711.", "Door"), Passage("4711 opens the door.", "Door")
+    store.add([one, other])
+    says["What is the code?"] = "4711"
+    add_probes(store, [("", Probe("What is the code?", ("4711",), "reliability", one.passage_id))])
+    store.remove([one.passage_id])
+    found: Any = run_audit(store)
+    assert (found["residue"]["still"], found["residue"]["rate"]) == (1.0, 0.0)
+    markdown = write_report(store, tmp_path / "report.html")[3].read_text("utf-8")
+    assert "| removed facts still told | 100.0 % |" in markdown
+    assert "| of which nothing explains | 0.0 % |" in markdown
+
+
+def test_another_precision_is_said_and_ends_no_audit_that_began_in_the_first(
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, tmp_path: Path
+) -> None:
+    store = open_store()
+    store.add(facts[:3])
+    add_probes(store, [("", Probe(f"What is {n}?", ("right",), "reliability", facts[0].passage_id)) for n in range(40)])
+    run_audit(store)
+
+    def cut(_what: str, done: int, _n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(store, on_progress=cut)
+    other = open_store(models=replace(tiny_models, dtype="bfloat16"))
+    with pytest.raises(CatalogError, match="precision or device"):
+        run_audit(other, resume=True)
+    run_audit(other)
+    [mode] = json.loads(write_report(other, tmp_path / "report.html")[1].read_text("utf-8"))["modes"]
+    assert mode["answered_otherwise"] == [1]

@@ -74,10 +74,29 @@ def test_one_audit_or_none_says_nothing_of_change() -> None:
 
 
 def test_the_interval_of_one_group_is_that_of_its_mean() -> None:
-    scores = [0.0, 1.0, 0.0, 0.0, 1.0]
-    assert grouped_interval([scores, []], seed=4) == bootstrap_interval(scores, seed=4)
+    scores = [0.0, 1.0, 0.0, 0.0, 1.0] * 3
+    low, high = bootstrap_interval(scores, seed=4)
+    wider = math.sqrt(15 / 14)
+    wanted = 0.4 - (0.4 - low) * wider, 0.4 + (high - 0.4) * wider
+    assert grouped_interval([scores, []], seed=4) == pytest.approx(wanted)
     with pytest.raises(ValueError, match="at least one"):
         grouped_interval([[], []])
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_the_interval_of_small_groups_holds_the_mean_as_often_as_it_says(n: int) -> None:
+    draw = np.random.default_rng(n)
+    held = 0
+    for number in range(200):
+        groups = draw.integers(0, 2, (40, n)).astype(float)
+        low, high = grouped_interval(groups.tolist(), seed=number, n_samples=400)
+        held += low <= 0.5 <= high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_an_interval_stays_within_what_scores_can_be() -> None:
+    assert grouped_interval([[0.0, 1.0]]) == (0.0, 1.0)
+    assert grouped_interval([[1.0]]) == (1.0, 1.0)
 
 
 def test_groups_count_alike_whatever_their_size() -> None:

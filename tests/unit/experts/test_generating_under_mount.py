@@ -228,3 +228,13 @@ def test_a_question_as_long_as_the_model_leaves_no_room_for_passages(tiny_llm: F
     [row] = prompt_rows(tiny_llm, [Prompt(passages_prompt([("Rome", "Romulus.")]), question)], N_NEW)
     assert len(row.ids) == tiny_llm.model.config.max_position_embeddings - N_NEW
     assert (row.start, row.ids) == (0, tiny_llm.prompt_ids(question, is_start=False)[-len(row.ids) :])
+
+
+def test_the_models_own_settings_for_generation_are_not_followed(
+    tiny_llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, config = [Prompt("", text) for text in TEXTS], GenerationConfig(max_tokens=N_NEW, min_tokens=N_NEW)
+    wanted = [one.text for one in generate(tiny_llm, prompts, None, LAYER, config)]
+    for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "temperature": 0.1}.items():
+        monkeypatch.setattr(tiny_llm.model.generation_config, name, value)
+    assert [one.text for one in generate(tiny_llm, prompts, None, LAYER, config)] == wanted

@@ -33,6 +33,7 @@ from knowstore.training import (
     mine,
     train_reranker,
 )
+from knowstore.training.checkpoints import read_checkpoint
 from knowstore.training.reranker import _Run
 
 PLACES = ("the river", "the sea", "a town", "the end", "it", "a king", "Rome", "the Tiber")
@@ -269,6 +270,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(train: 
         train(settings)
     assert str(tmp_path / "run" / "checkpoint") in caught.value.kept
     assert (tmp_path / "run" / "checkpoint" / "run.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = _Run.step_loss
+
+    def step_loss(run: _Run, step: int, draw: random.Random) -> tuple[Tensor, float]:
+        loss, nats = losses(run, step, draw)
+        zero = loss - loss.detach()
+        return loss + zero.abs().sqrt() if step == 2 else loss, nats  # whose value is finite, and its gradient is not
+
+    monkeypatch.setattr(_Run, "step_loss", step_loss)
+    with pytest.raises(TrainingError, match="the gradient's norm is nan at step 2"):
+        train(replace(CONFIG, checkpoint_every_s=0.0))
+    kept = read_checkpoint(tmp_path / "run" / "checkpoint")
+    assert kept is not None
+    assert all(tensor.isfinite().all() for tensor in kept.tensors.values())
 
 
 def test_mined_passages_hold_no_answer_and_are_not_kept_out(data: TrainingData) -> None:
