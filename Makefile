@@ -44,7 +44,9 @@ weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader in
 	@$(BIN)/knowstore --reranker build/weights/half --hypernetwork build/weights/tokens \
 		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/reader
 	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --from build/weights/half --n-shared 0 --dropout 0.1 \
-		--minutes 66 --output build/weights/reranker
+		--minutes 66 --output build/weights/six
+	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --from build/weights/six --dropout 0.1 \
+		--minutes 72 --output build/weights/reranker
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
