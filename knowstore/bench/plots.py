@@ -39,21 +39,25 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     files = list(dict.fromkeys(str(row["data"]) for row in rows))
     n = max(sum(row["data"] == name for row in rows) for name in files)
     figure = new_figure(6.4 * len(files), 1.2 + 0.34 * n)
-    for position, name in enumerate(files):
-        axes = figure.add_subplot(1, len(files), position + 1)
+    for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         some = [row for row in rows if row["data"] == name]
-        em = [100 * row["em"] for row in some]
-        errors = percent_spread(some, "em")
-        colours = [_COLOURS[row["control"]] for row in some]
-        axes.barh(range(len(some)), em, xerr=errors, color=colours, error_kw={"elinewidth": 1, "ecolor": "#333333"})
-        axes.set_yticks(range(len(some)), [f"{row['method']}: {row['control']}" for row in some])
-        axes.invert_yaxis()
+        labels = [f"{row['method']}: {row['control']}" for row in some]
+        _draw_bars(axes, some, labels, [_COLOURS[row["control"]] for row in some])
         axes.set_xlim(0, max(60.0, *(100 * row["em_ci"][1] for row in some)) + 12)
-        for place, row in enumerate(some):
-            axes.text(100 * row["em_ci"][1] + 1, place, f"{100 * row['em']:.1f}", va="center", fontsize=8)
-        axes.set_xlabel("exact answers in %, with 95 % intervals")
         axes.set_title(f"{name}, {some[0]['n']} questions", fontsize=10)
     figure.savefig(path)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], colours: Sequence[str]) -> None:
+    """A bar of EM with its interval and its number for each row, the first on top."""
+    em = [100 * row["em"] for row in rows]
+    errors = percent_spread(rows, "em")
+    axes.barh(range(len(rows)), em, xerr=errors, color=colours, error_kw={"elinewidth": 1, "ecolor": "#333333"})
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    for place, row in enumerate(rows):
+        axes.text(100 * row["em_ci"][1] + 1, place, f"{100 * row['em']:.1f}", va="center", fontsize=8)
+    axes.set_xlabel("exact answers in %, with 95 % intervals")
 
 
 def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -133,15 +137,8 @@ def plot_ceiling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             f"{'not taught' if row['taught'] is None else row['taught']}"
             for row in some
         ]  # fmt: skip
-        em = [100 * row["em"] for row in some]
-        errors = percent_spread(some, "em")
-        axes.barh(range(len(some)), em, xerr=errors, color=[colours[row["taught"]] for row in some])
-        axes.set_yticks(range(len(some)), labels, fontsize=8)
-        axes.invert_yaxis()
+        _draw_bars(axes, some, labels, [colours[row["taught"]] for row in some])
         axes.set_xlim(0, 115)
-        for place, row in enumerate(some):
-            axes.text(100 * row["em_ci"][1] + 1, place, f"{100 * row['em']:.1f}", va="center", fontsize=8)
-        axes.set_xlabel("exact answers in %, with 95 % intervals")
         axes.set_title(f"{name}, one question of each of {some[0]['n']} passages", fontsize=10)
     figure.savefig(path)
 
