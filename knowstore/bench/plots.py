@@ -128,18 +128,19 @@ def plot_ceiling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     files = list(dict.fromkeys(str(row["data"]) for row in rows))
     n = max(sum(row["data"] == name for row in rows) for name in files)
     figure = new_figure(7.4 * len(files), 1.2 + 0.34 * n)
+    names = {"generated": "the hypernetwork", "nothing": "nothing", "relu": "ReLU", "softmax": "softmax"}
     colours = {None: _COLOURS["gold"], "other questions": _COLOURS["shuffled"], "all questions": _COLOURS["static"]}
     for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         some = [row for row in rows if row["data"] == name]
         labels = [
-            f"from {row['start'] if row['start'] == 'nothing' else 'the hypernetwork'}, {row['activation']}, "
+            f"from {names[row['start']]}, {names[row['activation']]}, "
             f"{'layers' if len(row['layers']) > 1 else 'layer'} {', '.join(map(str, row['layers']))}: "
             f"{'not taught' if row['taught'] is None else row['taught']}"
             for row in some
         ]  # fmt: skip
         _draw_bars(axes, some, labels, [colours[row["taught"]] for row in some])
         axes.set_xlim(0, 115)
-        axes.set_title(f"{name}, one question of each of {some[0]['n']} passages", fontsize=10)
+        axes.set_title(f"{name}\none question of each of {some[0]['n']} passages", fontsize=10)
     figure.savefig(path)
 
 
