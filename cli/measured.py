@@ -35,7 +35,9 @@ def numbers(text: str, option: str, *, least: int = 1) -> tuple[int, ...]:
         found = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not whole numbers with commas between", param_hint=option) from error
-    if not found or any(number < least for number in found):
+    if not found:
+        raise typer.BadParameter("no number is named", param_hint=option)
+    if any(number < least for number in found):
         raise typer.BadParameter(f"numbers start at {least}", param_hint=option)
     return found
 
@@ -55,6 +57,7 @@ def make(folder: Path | None) -> None:
 
 
 def draw(session: Session, path: Path, plot: Callable[[Path], None]) -> None:
+    """Draw a picture where matplotlib is installed; elsewhere say how it can be had."""
     from knowstore.bench import can_plot
 
     if can_plot():
@@ -64,8 +67,10 @@ def draw(session: Session, path: Path, plot: Callable[[Path], None]) -> None:
 
 
 def write(file: Path, found: dict[str, Any]) -> None:
+    """Keep what a bench found as JSON."""
     file.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 def cell(value: object) -> object:
+    """A value as a table shows it: of an interval both ends."""
     return "–".join(f"{one:.3f}" for one in value) if isinstance(value, list | tuple) else value

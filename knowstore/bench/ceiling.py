@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,11 +152,10 @@ class _Ceiling:
             if self.on_progress is not None:
                 self.on_progress(f"{self.bench.name}: experts {place}", done, len(self.groups))
             questions = [] if taught is None else list(group[1:] if taught == "other questions" else group)
-            with ExitStack() as stack:
-                if start == "generated":
-                    text, loss = self._generated(group[0], questions)
-                else:
-                    text, loss = self._from_nothing(stack, group[0], questions, layers, activation)
+            if start == "generated":
+                text, loss = self._generated(group[0], questions)
+            else:
+                text, loss = self._from_nothing(group[0], questions, layers, activation)
             texts.append(text)
             losses.append(loss)
         accepted = [self.bench.cases[group[0]].answers for group in self.groups]
@@ -176,20 +175,16 @@ class _Ceiling:
         served = self.bench.mounted(taught, taught)
         n = len(taught)
 
-        @contextmanager
-        def learning() -> Iterator[None]:
-            now = replace(
-                served, up=up.to(self.llm.dtype).expand(n, -1, -1), down=down.to(self.llm.dtype).expand(n, -1, -1)
-            )
-            with mount(self.llm.model, now, self.network.config.layer):
-                yield
+        def learning() -> AbstractContextManager[None]:
+            now = [part.to(self.llm.dtype).expand(n, -1, -1) for part in (up, down)]
+            return mount(self.llm.model, replace(served, up=now[0], down=now[1]), self.network.config.layer)
 
         loss = self._learn([up, down], taught, learning, self.config.generated_rate)
         parts = [part.detach().to(self.llm.dtype) for part in (up, down)]
         return self._answer(asked, replace(at_question, up=parts[0], down=parts[1])), loss
 
     def _from_nothing(
-        self, stack: ExitStack, asked: int, taught: list[int], layers: tuple[int, ...], activation: Activation
+        self, asked: int, taught: list[int], layers: tuple[int, ...], activation: Activation
     ) -> tuple[str, float]:
         """The answer by experts that some questions were taught to, mounted beside what belongs to no passage."""
         import torch
@@ -198,23 +193,28 @@ class _Ceiling:
 
         width, rank = self.llm.embeddings.shape[1], self.config.rank
         draw = torch.Generator().manual_seed(self.config.seed)
-        parts: list[Tensor] = []
-        for layer in layers:
-            up = torch.randn(width, rank, generator=draw) / width**0.5
-            pair = [part.to(self.llm.device).requires_grad_() for part in (up, torch.zeros(rank, width))]
-            parts += pair
-            stack.enter_context(beside(self.llm.model, layer, _free(pair[0], pair[1], activation)))
         shared = self.network.static_experts(self.llm)
+        parts: list[Tensor] = []
 
-        @contextmanager
-        def learning() -> Iterator[None]:
-            with mount(self.llm.model, shared, self.network.config.layer):
-                yield
+        def learning() -> AbstractContextManager[None]:
+            return mount(self.llm.model, shared, self.network.config.layer)
 
-        loss = self._learn(parts, taught, learning, self.config.learning_rate)
-        return self._answer(asked, shared), loss
+        with ExitStack() as stack:
+            for layer in layers:
+                first = torch.randn(width, rank, generator=draw) / width**0.5, torch.zeros(rank, width)
+                up, down = (part.to(self.llm.device).requires_grad_() for part in first)
+                parts += [up, down]
+                stack.enter_context(beside(self.llm.model, layer, _free(up, down, activation)))
+            loss = self._learn(parts, taught, learning, self.config.learning_rate)
+            return self._answer(asked, shared), loss
 
-    def _learn(self, parts: list[Tensor], taught: Sequence[int], learning: Callable[[], Any], rate: float) -> float:
+    def _learn(
+        self,
+        parts: list[Tensor],
+        taught: Sequence[int],
+        learning: Callable[[], AbstractContextManager[None]],
+        rate: float,
+    ) -> float:
         """Adam on the answers of questions, until they are known or `steps` are over; gives the last loss."""
         import torch
 

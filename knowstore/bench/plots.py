@@ -11,6 +11,7 @@ from knowstore._drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = {"none": "#9aa5b1", "static": "#c6a15b", "shuffled": "#b8646a", "gold": "#2f6f9f"}
 _SHARES = ("#2f6f9f", "#4f86b0", "#7d8b99")
@@ -36,16 +37,25 @@ def plot_controls(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    files = list(dict.fromkeys(str(row["data"]) for row in rows))
-    n = max(sum(row["data"] == name for row in rows) for name in files)
-    figure = new_figure(6.4 * len(files), 1.2 + 0.34 * n)
-    for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
-        some = [row for row in rows if row["data"] == name]
+    figure, panels = _bar_panels(rows, 6.4)
+    for axes, name, some in panels:
         labels = [f"{row['method']}: {row['control']}" for row in some]
         _draw_bars(axes, some, labels, [_COLOURS[row["control"]] for row in some])
         axes.set_xlim(0, max(60.0, *(100 * row["em_ci"][1] for row in some)) + 12)
         axes.set_title(f"{name}, {some[0]['n']} questions", fontsize=10)
     figure.savefig(path)
+
+
+def _bar_panels(
+    rows: Sequence[Mapping[str, Any]], width: float
+) -> tuple[Figure, list[tuple[Axes, str, list[Mapping[str, Any]]]]]:
+    """A figure with a panel of `width` inches for each file, beside each other, with its name and its rows."""
+    by_file: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_file.setdefault(str(row["data"]), []).append(row)
+    figure = new_figure(width * len(by_file), 1.2 + 0.34 * max(map(len, by_file.values())))
+    axes = figure.subplots(1, len(by_file), squeeze=False)[0]
+    return figure, [(one, name, some) for one, (name, some) in zip(axes, by_file.items(), strict=True)]
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], colours: Sequence[str]) -> None:
@@ -125,13 +135,10 @@ def plot_ceiling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    files = list(dict.fromkeys(str(row["data"]) for row in rows))
-    n = max(sum(row["data"] == name for row in rows) for name in files)
-    figure = new_figure(7.4 * len(files), 1.2 + 0.34 * n)
+    figure, panels = _bar_panels(rows, 7.4)
     names = {"generated": "the hypernetwork", "nothing": "nothing", "relu": "ReLU", "softmax": "softmax"}
     colours = {None: _COLOURS["gold"], "other questions": _COLOURS["shuffled"], "all questions": _COLOURS["static"]}
-    for axes, name in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
-        some = [row for row in rows if row["data"] == name]
+    for axes, name, some in panels:
         labels = [
             f"from {names[row['start']]}, {names[row['activation']]}, "
             f"{'layers' if len(row['layers']) > 1 else 'layer'} {', '.join(map(str, row['layers']))}: "

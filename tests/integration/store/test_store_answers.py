@@ -532,8 +532,9 @@ def test_a_reader_for_another_model_is_an_error_unless_it_is_the_default(
 ) -> None:
     other = ReaderHypernetwork(ReaderConfig(width=8, layer=1, n_blocks=2))
     other.save(tmp_path / "other")
-    config = open_store(models=replace(tiny_models, reader=str(tiny_reader_dir))).models.reader.config  # type: ignore
-    ReaderHypernetwork(replace(config, layer=config.layer + 1)).save(tmp_path / "deeper")
+    reader = open_store(models=replace(tiny_models, reader=str(tiny_reader_dir))).models.reader
+    assert reader is not None
+    ReaderHypernetwork(replace(reader.config, layer=reader.config.layer + 1)).save(tmp_path / "deeper")
     assert open_store(models=replace(tiny_models, reader="default")).models.reader is None
     for named in (str(tmp_path / "other"), str(tmp_path / "deeper"), tiny_models.hypernetwork):
         with pytest.raises(HypernetworkError, match="is no reader for a model of width"):
