@@ -87,6 +87,15 @@ def hypernetwork(
     nothing_weight: Annotated[
         float | None, typer.Option(min=0.0, help="Weight of another passage's expert changing nothing; or 0.")
     ] = None,
+    completion_weight: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of telling the passage's own sentences; or 0.")
+    ] = None,
+    n_mounted: Annotated[
+        int | None, typer.Option(min=2, help="Passages whose experts are mounted together, for `tokens`.")
+    ] = None,
+    has_hard_negatives: Annotated[
+        bool, typer.Option("--hard-negatives", help="Train passages of one title together.")
+    ] = False,
 ) -> None:
     """Train a hypernetwork for an LLM: `tokens` on where answers stand, then by Eq. 5; `pooled` by Eq. 5 alone.
 
@@ -107,7 +116,10 @@ def hypernetwork(
     rows = load_questions(data, sentence_spans)
     wanted = {"minutes": minutes, "steps": steps, "batch_questions": batch_questions, "static_steps": static_steps}
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share, "batches_per_step": batches_per_step}
-    signals = {"distil_weight": distil_weight, "contrast_weight": contrast_weight, "nothing_weight": nothing_weight}
+    signals = {
+        "distil_weight": distil_weight, "contrast_weight": contrast_weight, "nothing_weight": nothing_weight,
+        "completion_weight": completion_weight, "n_mounted": n_mounted, "has_hard_negatives": has_hard_negatives,
+    }  # fmt: skip
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
     config = replace(
         recipes[recipe], **given(**wanted, **rates, **signals, seed=seed, patience=patience, pooled_start=pooled_start)
@@ -140,11 +152,13 @@ def reader(
     batch_questions: BatchQuestions = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
+    start: Annotated[str | None, typer.Option("--from", help="A trained reader to go on from.")] = None,
 ) -> None:
     """Train what reads passages in the prompt, for `--mode rag` and `hybrid`, by Eq. 5.
 
-    It starts from the hypernetwork's static and query experts. In a share of the steps the passages' experts are
-    mounted as well, where the hypernetwork is of kind `tokens` and the reranker reads passages without their vectors.
+    It starts from the hypernetwork's static and query experts, where it does not go on from another reader. In a share
+    of the steps the passages' experts are mounted as well, where the hypernetwork is of kind `tokens` and the reranker
+    reads passages without their vectors.
     The same command goes on from the last checkpoint of a run that was cut off. Use the result with
     `knowstore --reader FOLDER`.
     """
@@ -169,13 +183,22 @@ def reader(
         beside = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
         _check_fits(models.hypernetwork, beside, llm, beside.config.kind)
         torch.manual_seed(config.seed)
-        sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
-        network = ReaderHypernetwork(sizes).to(llm.device)
-        network.start_from(beside)
+        if start is not None:
+            network = _reader(session, llm, start)
+            if network.config.layer != beside.config.layer:
+                raise HypernetworkError(
+                    f"{start} reads beside experts at layer {network.config.layer}, "
+                    f"{models.hypernetwork}'s are at layer {beside.config.layer}",
+                    kept="nothing was trained", fix="go on from a reader that was trained for these experts",
+                )  # fmt: skip
+        else:
+            sizes = ReaderConfig(width=llm.width, layer=beside.config.layer, n_blocks=llm.n_layers)
+            network = ReaderHypernetwork(sizes).to(llm.device)
+            network.start_from(beside)
         reranker = _joint_reranker(session, llm)
         kept = train_hypernetwork(
             network, llm, rows, config, work, reranker=reranker, ranks=ranks,
-            made_with={"llm": digest, "start": beside.fingerprint()},
+            made_with={"llm": digest, "start": beside.fingerprint() if start is None else network.fingerprint()},
             beside=beside if isinstance(beside, TokensHypernetwork) and reranker is not None else None,
             on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
         )  # fmt: skip
@@ -217,12 +240,17 @@ def _together(session: Session) -> Iterator[Ranks]:
 
 def _teacher(session: Session, llm: FrozenLLM) -> ReaderHypernetwork | None:
     """The configured reader, None for `none`."""
-    from knowstore.experts import ReaderHypernetwork, load_hypernetwork
-    from knowstore.models import NO_READER, resolve
+    from knowstore.models import NO_READER
 
     reference = session.model_config().reader
-    if reference == NO_READER:
-        return None
+    return None if reference == NO_READER else _reader(session, llm, reference)
+
+
+def _reader(session: Session, llm: FrozenLLM, reference: str) -> ReaderHypernetwork:
+    """A trained reader, refused when it is not for this language model."""
+    from knowstore.experts import ReaderHypernetwork, load_hypernetwork
+    from knowstore.models import resolve
+
     found = resolve(reference, "reader", progress=session.output.progress)
     loaded = load_hypernetwork(found.path, device=str(llm.device), base=_encoder(session))
     _check_fits(reference, loaded, llm, "reader")

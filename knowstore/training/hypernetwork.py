@@ -53,8 +53,10 @@ class TrainingConfig:
     passages that they stand in, are kept out to validate; of these the answers to about `n_generated` are generated.
     With a `patience` the run ends after so many validations in a row that did not raise gold minus shuffled F1, and
     the best weights are kept. A step averages the losses of `batches_per_step` batches, one for each process when None.
-    `distil_weight`, `contrast_weight` and `nothing_weight` weigh the signals of `signals.py` while answering.
-    `pooled_start` says whether the first weights of `pooled` are drawn, as the paper's, or `start.py`'s.
+    `distil_weight`, `contrast_weight`, `nothing_weight` and `completion_weight` weigh the signals of `signals.py` while
+    answering. In Eq. 5 of `tokens` the experts of `n_mounted` passages of a batch are mounted together; with
+    `has_hard_negatives` a batch holds passages of the same titles, where there are several. `pooled_start` says whether
+    the first weights of `pooled` are drawn, as the paper's, or `start.py`'s.
     """
 
     minutes: float = 75.0
@@ -79,6 +81,9 @@ class TrainingConfig:
     distil_weight: float = 0.0
     contrast_weight: float = 0.0
     nothing_weight: float = 0.0
+    completion_weight: float = 0.0
+    n_mounted: int = 2
+    has_hard_negatives: bool = False
     n_held_out: int | None = None
     n_generated: int = 60
     patience: int | None = None
@@ -100,11 +105,12 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class TrainingProgress:
     """One line of the log. `loss` is the sum that the step minimised; `answer` is Eq. 5 in nats per answer token,
-    None while pointing; `distil`, `contrast` and `nothing` are the signals of `signals.py` that are on; `accuracy` is
-    the share of questions whose first answer token is pointed at within its sentence, None for a kind that does not
-    point. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's expert and with
-    another's, or for a `reader` with the passage or another in the prompt; `held_out_accuracy` is on the same
-    questions, and `gold_em`, `gold_f1`, `shuffled_em` and `shuffled_f1` are of answers that were generated to some."""
+    None while pointing; `distil`, `contrast`, `nothing` and `completion` are the signals of `signals.py` that are on;
+    `accuracy` is the share of questions whose first answer token is pointed at within its sentence, None for a kind
+    that does not point. `gold` and `shuffled` are nats per answer token on the questions kept out, with the passage's
+    expert and with another's, or for a `reader` with the passage or another in the prompt; `held_out_accuracy` is on
+    the same questions, and `gold_em`, `gold_f1`, `shuffled_em` and `shuffled_f1` are of answers that were generated to
+    some."""
 
     step: int
     seconds: float
@@ -117,6 +123,7 @@ class TrainingProgress:
     distil: float | None = None
     contrast: float | None = None
     nothing: float | None = None
+    completion: float | None = None
     gold: float | None = None
     shuffled: float | None = None
     held_out_accuracy: float | None = None
@@ -176,13 +183,18 @@ def train_hypernetwork(
         run = ReaderRun(hypernetwork, llm, data, config.n_per_passage, experts)
         config = replace(config, pointing_share=0.0, static_steps=0)
     elif isinstance(hypernetwork, TokensHypernetwork):
-        run = TokensRun(hypernetwork, llm, data, config.n_per_passage, reranker)
+        run = TokensRun(hypernetwork, llm, data, config.n_per_passage, reranker, config.n_mounted)
     else:
         raise TrainingError(
             f"a hypernetwork of kind {hypernetwork.config.kind!r} cannot be trained", kept="nothing was trained",
             fix="train one of kind `tokens`, `pooled` or `reader`",
         )  # fmt: skip
-    run.signals = _signals(run, config, teacher)
+    if config.n_mounted < 2 or (config.n_mounted > 2 and not isinstance(run, TokensRun)):
+        raise TrainingError(
+            f"{config.n_mounted} passages mounted together", kept="nothing was trained",
+            fix="give two or more, and more than two for `tokens` alone",
+        )  # fmt: skip
+    run.signals, run.has_hard_negatives = _signals(run, config, teacher), config.has_hard_negatives
     hypernetwork.set_trainable()
     held_out, train = _split(run, config)
     if len(train) < 2:
@@ -227,11 +239,11 @@ def train_hypernetwork(
 
 def _signals(run: Run, config: TrainingConfig, teacher: ReaderHypernetwork | None) -> Signals:
     """The signals that are on, and who teaches."""
-    weights = config.distil_weight, config.contrast_weight, config.nothing_weight
+    weights = config.distil_weight, config.contrast_weight, config.nothing_weight, config.completion_weight
     if any(weights) and isinstance(run, ReaderRun):
         raise TrainingError(
             "a reader is trained by Eq. 5 alone", kept="nothing was trained",
-            fix="leave distil_weight, contrast_weight and nothing_weight at 0",
+            fix="leave the weights of all other signals at 0",
         )  # fmt: skip
     if not config.distil_weight:
         return Signals(*weights)

@@ -12,7 +12,17 @@ from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.training.data import TrainingData
-from knowstore.training.run import Batch, Given, Losses, Run, plain_attention, written_question
+from knowstore.training.run import (
+    OPENING,
+    Batch,
+    Given,
+    Losses,
+    PreparedQuestion,
+    Run,
+    plain_attention,
+    window_of,
+    written_question,
+)
 
 
 class PooledRun(Run):
@@ -42,7 +52,10 @@ class PooledRun(Run):
             with mount(self.llm.model, experts, self.network.config.layer):
                 steps = self.answer_steps(questions, ids)
             other = [(position + 1) % len(batch.passages) for position in own]
-            signals = self.further(batch, questions, ids, steps, lambda: self._experts(batch, other))
+            signals = self.further(
+                batch, questions, ids, steps,
+                lambda: self._experts(batch, other), lambda: self._windows(batch, draw),
+            )  # fmt: skip
         return Losses(steps.nats(), signals=signals)
 
     def static_loss(self, batch: Batch) -> Tensor:
@@ -52,6 +65,16 @@ class PooledRun(Run):
     def validated(self, batch: Batch, *, is_own: bool) -> Given:
         chosen = [position if is_own else (position + 1) % len(batch.passages) for position, _ in batch.rows]
         return Given(self._experts(batch, chosen), ("",) * len(chosen))
+
+    def _windows(self, batch: Batch, draw: random.Random) -> tuple[list[PreparedQuestion], Experts]:
+        """For each question a stretch of its passage's text, and the passage's expert."""
+        chosen, windows = list[int](), list[PreparedQuestion]()
+        for position, _ in batch.rows:
+            ids = self.llm.prompt_ids(self.data.passages[batch.passages[position]].text, is_start=False)
+            if len(ids) > OPENING:
+                chosen.append(position)
+                windows.append(window_of(ids, draw))
+        return windows, self._experts(batch, chosen)
 
     def _experts(self, batch: Batch, chosen: list[int]) -> Experts:
         """Those of the passages at positions `chosen` of the batch, one for each question."""

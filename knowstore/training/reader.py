@@ -1,5 +1,6 @@
-"""Training of the `reader`: Eq. 5 with passages in the prompt, and for a share of the batches their experts mounted
-as well, so that one reader serves `rag` and `hybrid`.
+"""Training of the `reader`: Eq. 5 as passages are served, so that one reader serves `rag` and `hybrid`. A question's
+passage stands in the prompt alone or among others, or in a share of the batches all their experts are mounted and one
+passage is read. The others are of the same title where there are some, for they are the hardest to tell apart.
 
 A passage's keys and values do not depend on what is trained, which acts from the question on: they are computed once a
 batch, without gradients, and shared by all questions of the passage.
@@ -34,8 +35,9 @@ from knowstore.training.run import (
 )
 from knowstore.training.signals import AnswerSteps, Teacher
 
-_PAIR_SHARE = 0.5  # of the passages are read beside another one
+_TOGETHER = (1, 1, 2, 4)  # so many passages are served together, each as often
 _EXPERTS_SHARE = 0.4  # of the batches have experts mounted
+_RIGHT_SHARE = 0.75  # of the prompts beside experts hold the right passage, about as often as search has it first
 
 
 class ReaderRun(Run):
@@ -70,15 +72,22 @@ class ReaderRun(Run):
         self.reranker = None if beside is None else beside.reranker
         self.lengths = [len(one.text) // 4 for one in data.passages]  # about as many tokens
         self.prepare(data, n_per_passage, lambda row: written_question(llm, row, is_start=False))
+        self._of_title: dict[str, list[int]] = {}
+        for passage, one in enumerate(data.passages):
+            self._of_title.setdefault(one.title, []).append(passage)
 
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
         if not is_answering:
             return Losses(None)
-        read = [self._read(batch, position, draw) for position in range(len(batch.passages))]
-        experts = self.network.static_experts(self.llm)
+        served = [self._together(batch, position, draw) for position in range(len(batch.passages))]
+        read, experts = served, self.network.static_experts(self.llm)
         if self.beside is not None and draw.random() < _EXPERTS_SHARE:
-            found = self.beside.served([(question, read[position]) for position, question in batch.rows])
+            found = self.beside.served([(question, served[position]) for position, question in batch.rows])
             experts = replace(found, static=experts.static, query=experts.query)
+            read = [
+                [own if draw.random() < _RIGHT_SHARE else draw.choice(some)]
+                for own, some in zip(batch.passages, served, strict=True)
+            ]
         return Losses(self._steps(batch, [self._prompt(some) for some in read], experts).nats())
 
     def static_loss(self, batch: Batch) -> Tensor:
@@ -102,12 +111,16 @@ class ReaderRun(Run):
     def _shifted(self, batch: Batch, position: int, is_own: bool) -> int:
         return batch.passages[position if is_own else (position + 1) % len(batch.passages)]
 
-    def _read(self, batch: Batch, position: int, draw: random.Random) -> list[int]:
-        """The passages that are read for the questions of one: itself, and maybe another in either place."""
-        read = [batch.passages[position]]
-        if draw.random() < _PAIR_SHARE:
-            read.insert(draw.randrange(2), self._shifted(batch, position, False))
-        return read
+    def _together(self, batch: Batch, position: int, draw: random.Random) -> list[int]:
+        """The passages that are served for the questions of one: itself, at any place among none to three others."""
+        own = batch.passages[position]
+        n = draw.choice(_TOGETHER) - 1
+        alike = [passage for passage in self._of_title[self.data.passages[own].title] if passage != own]
+        others = draw.sample(alike, min(n, len(alike)))
+        rest = [passage for passage in batch.passages if passage != own and passage not in others]
+        others += draw.sample(rest, min(n - len(others), len(rest)))
+        others.insert(draw.randint(0, len(others)), own)
+        return others
 
     def _prompt(self, passages: Sequence[int]) -> str:
         some: list[PassageInput] = [self.data.passages[passage] for passage in passages]

@@ -37,6 +37,8 @@ _MAX_QUESTION_TOKENS = 96
 _KNOWN_SHARE = 0.1  # of the questions, in Eq. 5: all relevance on the sentence that answers
 _WORDS_SHARE = 0.85  # of the others: relevance of words, as served by default; else of sentences
 _BUCKET = 256  # passages sorted by length together, so that little is padded
+_WINDOW = 48  # most tokens of a passage that are completed at once,
+OPENING = 4  # of which so many are given
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Run(ABC):
         reranker: what weighs experts in Eq. 5, where one does.
         beside: the run of the hypernetwork whose experts are mounted beside what is trained, where one is.
         signals: what is trained by beside Eq. 5.
+        has_hard_negatives: whether the passages of a batch are of the same titles, where there are several.
     """
 
     network: Hypernetwork
@@ -118,6 +121,7 @@ class Run(ABC):
     reranker: Reranker | None = None
     beside: TokensRun | None = None
     signals: Signals = Signals()
+    has_hard_negatives: bool = False
 
     def prepare(
         self, data: TrainingData, n_per_passage: int, prepared: Callable[[QuestionRow], PreparedQuestion | None]
@@ -163,17 +167,25 @@ class Run(ABC):
         ]
 
     def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
-        """One epoch: passages of similar length together, at most so many word pieces and questions a batch."""
+        """One epoch: passages of similar length together, or of the same title one after another, at most so many word
+        pieces and questions a batch."""
         draw = random.Random(seed)
         order = list(passages)
         draw.shuffle(order)
+        if self.has_hard_negatives:
+            first_of: dict[str, int] = {}
+            for place, passage in enumerate(order):
+                first_of.setdefault(self.data.passages[passage].title, place)
+            order.sort(key=lambda p: first_of[self.data.passages[p].title])
         out: list[list[int]] = []
         for first in range(0, len(order), _BUCKET):
-            part = sorted(order[first : first + _BUCKET], key=lambda p: self.lengths[p])
+            part = order[first : first + _BUCKET]
+            if not self.has_hard_negatives:
+                part.sort(key=lambda p: self.lengths[p])
             batch: list[int] = []
             for passage in part:
                 n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
-                padded = (len(batch) + 1) * self.lengths[passage]
+                padded = (len(batch) + 1) * max(self.lengths[p] for p in [*batch, passage])
                 if len(batch) > 1 and (padded > n_pieces or n_asked > n_questions):
                     out.append(batch)
                     batch = []
@@ -207,12 +219,14 @@ class Run(ABC):
         ids: Tensor,
         steps: AnswerSteps,
         another: Callable[[], Experts],
+        windows: Callable[[], tuple[Sequence[PreparedQuestion], Experts]],
     ) -> dict[str, tuple[float, Tensor]]:
         """The signals that are on, each with its weight.
 
         Args:
             questions, ids, steps: the batch's, and what `answer_steps` gave with their own passages' experts.
             another: makes the experts of other passages, one for each question.
+            windows: gives what is to be completed, and for each window its passage's experts.
         """
         signals, out = self.signals, dict[str, tuple[float, Tensor]]()
         if signals.distil_weight and signals.teacher is not None:
@@ -230,6 +244,12 @@ class Run(ABC):
                 with torch.no_grad(), mount(self.llm.model, without_passages(experts), self.network.config.layer):
                     before = self.answer_steps(questions, ids)
                 out["nothing"] = signals.nothing_weight, nothing_loss(other.logits, before.logits)
+        if signals.completion_weight:
+            opened, experts = windows()
+            if opened:
+                rest = pad_ids([window.ids for window in opened]).to(self.llm.device)
+                with mount(self.llm.model, held(experts), self.network.config.layer):
+                    out["completion"] = signals.completion_weight, self.answer_loss(opened, rest)
         return out
 
 
@@ -240,6 +260,7 @@ class TokensRun(Run):
         network, llm, data: what is trained, for what, on what.
         n_per_passage: most questions of a passage.
         reranker: weighs the neurons in Eq. 5 as it will when they are served; None draws weights that look alike.
+        n_mounted: passages whose experts are mounted together in Eq. 5, the question's and the next ones of the batch.
     """
 
     network: TokensHypernetwork
@@ -251,8 +272,9 @@ class TokensRun(Run):
         data: TrainingData,
         n_per_passage: int,
         reranker: Reranker | None = None,
+        n_mounted: int = 2,
     ) -> None:
-        self.network, self.llm, self.reranker = network, llm, reranker
+        self.network, self.llm, self.reranker, self.n_mounted = network, llm, reranker, n_mounted
         self.passages = [network.tokenise(llm, passage) for passage in data.passages]
         self.lengths = [len(one.piece_ids) for one in self.passages]
         self.prepare(data, n_per_passage, lambda row: pointed_question(llm, row, self.passages[row.passage]))
@@ -271,9 +293,12 @@ class TokensRun(Run):
         with plain_attention(llm):
             if is_answering:
                 up, down = network.neurons(keys, values, tokens.mask)
-                weights = self._served_weights(batch, own, other, up.shape[2], draw)
+                mounted = [(own + k) % len(batch.passages) for k in range(min(self.n_mounted, len(batch.passages)))]
+                weights = self._served_weights(batch, mounted, up.shape[2], draw)
                 experts = self._experts(
-                    torch.cat([up[own], up[other]], 2), torch.cat([down[own], down[other]], 1), weights
+                    torch.cat([up[some] for some in mounted], 2),
+                    torch.cat([down[some] for some in mounted], 1),
+                    weights,
                 )
                 with mount(llm.model, experts, network.config.layer), llm.watched(network.config.layer) as seen:
                     steps = self.answer_steps(questions, ids)
@@ -281,6 +306,7 @@ class TokensRun(Run):
                 signals = self.further(
                     batch, questions, ids, steps,
                     lambda: self._experts(up[other], down[other], self._of_a_sentence(batch, other, up.shape[2], draw)),
+                    lambda: self._windows(batch, up, down, draw),
                 )  # fmt: skip
             else:
                 with mount(llm.model, self._experts(None, None, None), network.config.layer):
@@ -303,6 +329,23 @@ class TokensRun(Run):
             first, last = draw.choice(self.passages[batch.passages[position]].spans)
             weights[row, first:last] = 1.0
         return weights
+
+    def _windows(
+        self, batch: Batch, up: Tensor, down: Tensor, draw: random.Random
+    ) -> tuple[list[PreparedQuestion], Experts]:
+        """For each question a sentence of its passage, and all relevance on that; the static expert, which answers
+        briefly, is left out."""
+        chosen, windows, weights = list[int](), list[PreparedQuestion](), list[Tensor]()
+        for position, _ in batch.rows:
+            passage = self.passages[batch.passages[position]]
+            if long_enough := [span for span in passage.spans if span[1] - span[0] > OPENING]:
+                first, last = draw.choice(long_enough)
+                chosen.append(position)
+                windows.append(window_of(passage.ids[first:last], draw))
+                weights.append(torch.zeros(up.shape[2]).index_fill(0, torch.arange(first, last), 1.0))
+        if not windows:
+            return [], self._experts(None, None, None)
+        return windows, replace(self._experts(up[chosen], down[chosen], torch.stack(weights)), static=None)
 
     @torch.no_grad()
     def validated(self, batch: Batch, *, is_own: bool) -> Given:
@@ -374,33 +417,33 @@ class TokensRun(Run):
         ]
         return pointers([q.starts for q in questions], [q.n_steps for q in questions], sentences, n_tokens)
 
-    def _served_weights(self, batch: Batch, own: Tensor, other: Tensor, T: int, draw: random.Random) -> Tensor:
-        """Relevance of each neuron of the own and of another passage, (Q, 2T), as rerankers give it: of a share of the
-        questions all of it is on the right sentence, the others' is at the grain of words or of sentences."""
-        weights = torch.zeros(len(batch.rows), 2 * T)
+    def _served_weights(self, batch: Batch, mounted: Sequence[Tensor], T: int, draw: random.Random) -> Tensor:
+        """Relevance (Q, nT) of each neuron of the n passages at the positions `mounted`, of which the first is the
+        question's, as rerankers give it: of a share of the questions all of it is on the right sentence, the others' is
+        at the grain of words or of sentences."""
+        weights = torch.zeros(len(batch.rows), len(mounted) * T)
         for row, (_, question) in enumerate(batch.rows):
-            pair = [batch.passages[int(own[row])], batch.passages[int(other[row])]]
+            served = [batch.passages[int(some[row])] for some in mounted]
             if draw.random() < _KNOWN_SHARE:
-                first, last = self.passages[pair[0]].spans[self.questions[question].sentence]
+                first, last = self.passages[served[0]].spans[self.questions[question].sentence]
                 weights[row, first:last] = 1.0
                 continue
             if self.reranker is None:
-                found = self._drawn_weights(question, pair, draw)
+                found = self._drawn_weights(question, served, draw)
             else:
-                found = self.reranked_weights(self.reranker, question, pair, is_of_words=draw.random() < _WORDS_SHARE)
-            for start, passage, some in zip((0, T), pair, found, strict=True):
-                first = self.passages[passage].spans[0][0]
-                weights[row, start + first : start + first + len(some)] = torch.tensor(some)
+                found = self.reranked_weights(self.reranker, question, served, is_of_words=draw.random() < _WORDS_SHARE)
+            for place, (passage, some) in enumerate(zip(served, found, strict=True)):
+                first = place * T + self.passages[passage].spans[0][0]
+                weights[row, first : first + len(some)] = torch.tensor(some)
         return weights
 
-    def _drawn_weights(self, question: int, pair: Sequence[int], draw: random.Random) -> list[list[float]]:
-        """A softmax of random scores of both passages' sentences that favour the right one."""
-        spans = [self.passages[passage].spans for passage in pair]
-        scores = [draw.gauss(0.0, 1.5) for _ in spans[0]] + [draw.gauss(-1.5, 1.5) for _ in spans[1]]
+    def _drawn_weights(self, question: int, served: Sequence[int], draw: random.Random) -> list[list[float]]:
+        """A softmax of random scores of the passages' sentences that favour the right one."""
+        spans = [self.passages[passage].spans for passage in served]
+        scores = [draw.gauss(-1.5 if place else 0.0, 1.5) for place, some in enumerate(spans) for _ in some]
         scores[self.questions[question].sentence] = draw.gauss(4.0, 2.0)
-        shares = torch.tensor(scores).softmax(0).tolist()
-        split = (shares[: len(spans[0])], shares[len(spans[0]) :])
-        return [_spread(some, each) for some, each in zip(spans, split, strict=True)]
+        shares = torch.split(torch.tensor(scores).softmax(0), [len(some) for some in spans])
+        return [_spread(some, each.tolist()) for some, each in zip(spans, shares, strict=True)]
 
     def reranked_weights(
         self, reranker: Reranker, question: int, read: Sequence[int], *, is_of_words: bool
@@ -422,6 +465,12 @@ class TokensRun(Run):
             else:
                 out.append(_spread(tokenised.spans, sentences))
         return out
+
+
+def window_of(ids: Sequence[int], draw: random.Random) -> PreparedQuestion:
+    """A stretch of text of more than `OPENING` tokens to complete: the first of these are given."""
+    first = draw.randrange(max(1, len(ids) - _WINDOW + 1))
+    return PreparedQuestion(list(ids[first : first + _WINDOW]), OPENING, [], 0)
 
 
 def _spread(spans: Sequence[tuple[int, int]], weights: Sequence[float]) -> list[float]:

@@ -3,8 +3,9 @@
     distil     at each step of the answer, as likely next words as for the tuned reader with the passage in its prompt
     contrast   the answer is likelier with its passage's expert than with another passage's
     nothing    with another passage's expert the model goes on as with no passage's: "do nothing" there
+    completion with its own expert and nothing in the prompt the model goes on with the passage's own words
 
-The last two mount another passage's expert in a second pass, and hold what belongs to no passage fixed there.
+The last three mount experts in a pass of their own, and hold what belongs to no passage fixed there.
 """
 
 from __future__ import annotations
@@ -54,11 +55,12 @@ class Teacher(ABC):
 
 @dataclass(frozen=True)
 class Signals:
-    """The weights of the module's three signals, and the teacher of the first."""
+    """The weights of the module's signals, and the teacher of the first."""
 
     distil_weight: float = 0.0
     contrast_weight: float = 0.0
     nothing_weight: float = 0.0
+    completion_weight: float = 0.0
     teacher: Teacher | None = None
 
     @property

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from knowstore.cli.app import app
 from knowstore.config import ModelConfig
 from knowstore.errors import CatalogError
-from knowstore.experts import PooledConfig, PooledHypernetwork
+from knowstore.experts import PooledConfig, PooledHypernetwork, ReaderConfig, ReaderHypernetwork
 from knowstore.store import KnowledgeStore
 
 Run = Callable[..., Result]
@@ -387,6 +387,7 @@ def test_a_hypernetwork_is_trained_by_what_a_reader_of_its_model_reads(run: Run,
     _write_questions()
     how = ["--data", "qa.jsonl", "--steps", "1", "--batch-questions", "2", "--layer", "1", "--pointing-share", "0"]
     signals = ["--distil-weight", "0.5", "--contrast-weight", "0.1", "--nothing-weight", "0.1"]
+    signals += ["--completion-weight", "0.1", "--n-mounted", "3", "--hard-negatives"]
     run("train", "hypernetwork", *how, *signals, "--reader", str(tiny_reader_dir), "--output", "trained")
     refused = run("train", "hypernetwork", *how, *signals, "--reader", "none", "--output", "other", status=1)
     assert "no reader to distil" in refused.stderr
@@ -440,6 +441,15 @@ def test_a_trained_reader_reads_prompts(run: Run, tiny_pooled_dir: Path) -> None
     assert "use it with `knowstore --reader trained`" in run("train", "reader", *how).stderr
     run("ingest", "facts.jsonl")
     assert _json(run("--reader", "trained", "ask", "Where is Lyon?", "--mode", "rag", "--json"))["mode"] == "rag"
+    onward = [*how[:-1], "further"]
+    assert _json(run("train", "reader", *onward, "--from", "trained", "--json"))["steps"] == 2
+    assert "other settings or models" in run("train", "reader", *onward, status=1).stderr
+    moved = json.loads(Path("trained/config.json").read_text("utf-8")) | {"layer": 0}
+    ReaderHypernetwork(ReaderConfig(**{name: value for name, value in moved.items() if name != "kind"})).save(
+        Path("moved")
+    )
+    refused = run("train", "reader", *onward, "--from", "moved", status=1)
+    assert "moved reads beside experts at layer 0" in refused.stderr
     config = json.loads((tiny_pooled_dir / "config.json").read_text("utf-8"))
     for changed in ({"width": config["width"] + 8}, {"layer": 40}):
         other = PooledConfig(**{name: value for name, value in (config | changed).items() if name != "kind"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from knowstore.encoders import load_base
 from knowstore.errors import TrainingError
 from knowstore.experts import (
     FrozenLLM,
+    PassageInput,
     ReaderConfig,
     ReaderHypernetwork,
     TokensHypernetwork,
@@ -25,7 +27,7 @@ from knowstore.experts.expert import word_weights
 from knowstore.prompts import passages_prompt
 from knowstore.records import Hit
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, RerankItem
-from knowstore.training import TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.reader import ReaderRun
 from knowstore.training.run import Batch, TokensRun
 
@@ -76,6 +78,21 @@ def test_a_reader_learns_beside_experts(
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert kept.gold_em is not None
     assert all(bool(tensor.equal(frozen[name])) for name, tensor in beside.own_tensors().items())
+
+
+def test_a_passage_is_served_among_those_of_its_title_first(tiny_llm: FrozenLLM, reader: ReaderHypernetwork) -> None:
+    titles = ("Rome", "Rome", "Lyon", "Rome", "Oslo")
+    passages = tuple(PassageInput(title, f"It is {n}.", ((0, 8),)) for n, title in enumerate(titles))
+    asked = tuple(QuestionRow("What is it?", (str(n),), n, 0) for n in range(5))
+    run = ReaderRun(reader, tiny_llm, TrainingData(passages, asked), 6)
+    batch = Batch([2, 0, 4], [[2], [0], [4]])
+    found = [run._together(batch, 1, random.Random(seed)) for seed in range(60)]
+    assert {len(some) for some in found} == {1, 2, 4}
+    assert all(some.count(0) == 1 and len(set(some)) == len(some) for some in found)
+    assert {some.index(0) for some in found if len(some) == 4} == {0, 1, 2, 3}
+    assert all(set(some) & {1, 3} for some in found if len(some) == 2)  # of the same title where there are some,
+    assert all(len(set(some) & {2, 4}) == 1 for some in found if len(some) == 4)  # then others of the batch
+    assert {passage for seed in range(60) for passage in run._together(batch, 0, random.Random(seed))} == {0, 2, 4}
 
 
 def test_a_run_goes_on_beside_the_same_experts_alone(

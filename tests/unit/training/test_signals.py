@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 
 from knowstore.errors import TrainingError
 from knowstore.experts import (
+    Experts,
+    Factors,
     FrozenLLM,
+    PassageInput,
     PooledConfig,
     PooledHypernetwork,
     ReaderHypernetwork,
@@ -24,13 +28,13 @@ from knowstore.experts import (
 )
 from knowstore.experts.llm import pad_ids
 from knowstore.prompts import passages_prompt
-from knowstore.training import TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
+from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.pooled import PooledRun
 from knowstore.training.reader import ReaderTeacher
-from knowstore.training.run import Batch, Run, TokensRun
+from knowstore.training.run import OPENING, Batch, PreparedQuestion, Run, TokensRun, window_of
 from knowstore.training.signals import AnswerSteps, Signals, contrast_loss, distillation_loss, nothing_loss
 
-WEIGHTS = ("distil_weight", "contrast_weight", "nothing_weight")
+WEIGHTS = ("distil_weight", "contrast_weight", "nothing_weight", "completion_weight")
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def test_a_teacher_tells_what_the_reader_reads_in_the_prompt(
 
 
 @pytest.mark.parametrize("kind", ["tokens", "pooled"])
-@pytest.mark.parametrize("name", ["distil", "contrast", "nothing"])
+@pytest.mark.parametrize("name", ["distil", "contrast", "nothing", "completion"])
 def test_a_step_against_its_gradient_lowers_a_signal(
     kind: str,
     name: str,
@@ -146,14 +150,15 @@ def test_a_step_against_its_gradient_lowers_a_signal(
         assert float(signal()) < float(before)
 
 
-def test_another_passages_expert_leaves_what_belongs_to_no_passage_as_it_is(
-    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
+@pytest.mark.parametrize("name", ["nothing", "completion"])
+def test_signals_leave_what_belongs_to_no_passage_as_it_is(
+    name: str, tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
 ) -> None:
     run = new_run("tokens", tokens, tiny_llm, data)
-    run.signals = Signals(nothing_weight=1.0)
+    run.signals = replace(Signals(), **{f"{name}_weight": 1.0})
     batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
     tokens.set_trainable()
-    found = run.losses(batch, random.Random(0), is_answering=True).signals["nothing"][1]
+    found = run.losses(batch, random.Random(0), is_answering=True).signals[name][1]
     found.backward()  # type: ignore[no-untyped-call]
     of_none = [p for name, p in tokens.named_parameters() if name.startswith(("static_parts", "query_"))]
     assert of_none
@@ -186,7 +191,7 @@ def test_the_nothing_of_experts_that_add_nothing_is_zero(
     static = run._experts(None, None, None)
     with mount(tiny_llm.model, static, tokens.config.layer):
         steps = run.answer_steps(questions, ids)
-    found = run.further(batch, questions, ids, steps, lambda: static)
+    found = run.further(batch, questions, ids, steps, lambda: static, lambda: ([], static))
     assert float(found["nothing"][1]) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -198,7 +203,7 @@ def test_a_run_is_trained_by_the_signals_that_it_is_given(
     train_hypernetwork(tokens, tiny_llm, data, settings, tmp_path, teacher=reader, on_progress=seen.append)
     assert [one.distil is None for one in seen] == [True, False, False]  # the static expert is trained by Eq. 5 alone
     line = json.loads((tmp_path / "log.jsonl").read_text("utf-8").splitlines()[-1])
-    assert all(line[name] > 0 for name in ("distil", "contrast", "nothing"))
+    assert all(line[name] > 0 for name in ("distil", "contrast", "nothing", "completion"))
     assert line["loss"] > line["answer"]
     with torch.no_grad():
         reader.query_up[0].add_(1)
@@ -213,3 +218,117 @@ def test_signals_that_cannot_be_had_are_refused(
         train_hypernetwork(tokens, tiny_llm, data, TrainingConfig(steps=1, distil_weight=1.0), tmp_path)
     with pytest.raises(TrainingError, match=r"trained by Eq\. 5 alone"):
         train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1, nothing_weight=1.0), tmp_path)
+    with pytest.raises(TrainingError, match=r"trained by Eq\. 5 alone"):
+        train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1, completion_weight=1.0), tmp_path)
+    pooled = new_run("pooled", tokens, tiny_llm, data).network
+    for network, n_mounted in ((tokens, 1), (pooled, 3)):
+        with pytest.raises(TrainingError, match="passages mounted together"):
+            train_hypernetwork(network, tiny_llm, data, TrainingConfig(steps=1, n_mounted=n_mounted), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+def test_completion_is_the_likelihood_of_the_passages_own_words(
+    kind: str,
+    tiny_llm: FrozenLLM,
+    tokens: TokensHypernetwork,
+    data: TrainingData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = new_run(kind, tokens, tiny_llm, data)
+    assert isinstance(run, TokensRun | PooledRun)
+    run.signals = Signals(completion_weight=1.0)
+    batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
+    seen: list[tuple[list[PreparedQuestion], Experts]] = []
+    drawn: Callable[..., tuple[list[PreparedQuestion], Experts]] = run._windows
+
+    def watched(*given: object) -> tuple[list[PreparedQuestion], Experts]:
+        seen.append(drawn(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(run, "_windows", watched)
+    with torch.no_grad():
+        found = run.losses(batch, random.Random(0), is_answering=True).signals["completion"][1]
+        [(windows, experts)] = seen
+        assert len(windows) == len(batch.rows)
+        assert experts.static is None
+        nats, n = 0.0, 0
+        for row, (window, (position, _)) in enumerate(zip(windows, batch.rows, strict=True)):
+            assert tiny_llm.tokenizer.decode(window.ids).strip() in data.passages[batch.passages[position]].text
+            with mount(tiny_llm.model, _only(experts, row), run.network.config.layer):
+                logits = tiny_llm.model(torch.tensor([window.ids])).logits[0, window.n_question - 1 : -1]
+            rest = torch.tensor(window.ids[window.n_question :])
+            nats += float(cross_entropy(logits.float(), rest, reduction="sum"))
+            n += len(rest)
+    assert float(found) == pytest.approx(nats / n, rel=1e-3)
+
+
+def _only(experts: Experts, row: int) -> Experts:
+    """Those of one question."""
+    one = slice(row, row + 1)
+    if experts.factors is not None and experts.factor_weights is not None:
+        parts = experts.factors
+        few = Factors(parts.up1[one], parts.up2[one], parts.dw1[one], parts.dw2[one])
+        return replace(experts, factors=few, factor_weights=experts.factor_weights[one])
+    assert experts.up is not None
+    assert experts.down is not None
+    assert experts.neuron_weights is not None
+    return replace(experts, up=experts.up[one], down=experts.down[one], neuron_weights=experts.neuron_weights[one])
+
+
+def test_short_sentences_are_not_completed(tiny_llm: FrozenLLM, tokens: TokensHypernetwork) -> None:
+    short = PassageInput("", "Io", ((0, 2),))
+    other = PassageInput("", "Po", ((0, 2),))
+    asked = tuple(QuestionRow(f"Where {n}?", (one.text,), n, 0) for n, one in enumerate((short, other)))
+    run = TokensRun(tokens, tiny_llm, TrainingData((short, other), asked), 6)
+    run.signals = Signals(completion_weight=1.0)
+    batch = Batch([0, 1], [[0], [1]])
+    assert all(one.spans[0][1] - one.spans[0][0] <= OPENING for one in run.passages)
+    assert run.losses(batch, random.Random(0), is_answering=True).signals == {}
+
+
+def test_windows_are_stretches_whose_opening_is_given() -> None:
+    draw = random.Random(0)
+    ids = list(range(200))
+    starts = set()
+    for _ in range(50):
+        window = window_of(ids, draw)
+        starts.add(window.ids[0])
+        assert window.ids == ids[window.ids[0] : window.ids[0] + 48]
+        assert window.n_question == OPENING
+    assert len(starts) > 20
+    assert window_of(ids[:6], draw).ids == ids[:6]
+
+
+def test_experts_of_several_passages_are_mounted_together(
+    tiny_llm: FrozenLLM, tokens: TokensHypernetwork, data: TrainingData
+) -> None:
+    run = TokensRun(tokens, tiny_llm, data, 6, n_mounted=3)
+    batch = Batch([1, 2, 3], [run.by_passage[passage] for passage in (1, 2, 3)])
+    own = torch.tensor([position for position, _ in batch.rows])
+    mounted = [(own + k) % 3 for k in range(3)]
+    T = max(len(run.passages[passage].ids) for passage in batch.passages)
+    weights = run._served_weights(batch, mounted, T, random.Random(1)).view(len(batch.rows), 3, T)
+    assert bool((weights.sum((1, 2)) > 0.5).all())
+    assert float(weights[:, 2].max()) > 0
+    asked_with: list[int] = []
+    for n_mounted in (2, 3, 9):
+        run.n_mounted = n_mounted
+        with torch.no_grad():
+            asked_with.append(
+                round(1e6 * float(run.losses(batch, random.Random(0), is_answering=True).total(1.0, 1.0)))
+            )
+    assert asked_with[0] != asked_with[1] == asked_with[2]  # a batch has no more than its passages
+
+
+def test_hard_negatives_are_of_the_same_title(tiny_llm: FrozenLLM, tokens: TokensHypernetwork) -> None:
+    passages = [PassageInput(f"T{n % 4}", f"Number {n} lies {'far ' * n}away.", ((0, 10),)) for n in range(16)]
+    asked = tuple(QuestionRow(f"Where {n}?", (f"Number {n}",), n, 0) for n in range(16))
+    run = PooledRun(
+        PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8)), tiny_llm,
+        TrainingData(tuple(passages), asked), 6,
+    )  # fmt: skip
+    run.has_hard_negatives = True
+    batches = run.batches(range(16), "0", 4, 48)
+    assert sorted(p for batch in batches for p in batch.passages) == list(range(16))
+    assert all(len({passages[p].title for p in batch.passages}) == 1 for batch in batches)
+    assert [b.passages for b in batches] != [b.passages for b in run.batches(range(16), "1", 4, 48)]
