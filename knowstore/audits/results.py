@@ -212,9 +212,10 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
     `still`, `exactly` by nothing else, `known` to the untouched model, `told` by a live passage that was mounted, and
     `leaked`, the share `rate`, which nothing explains."""
     answered = [one for one in answers if tells(one.text, one.em, probes[one.probe_id].answers)]
+    still = {one.probe_id for one in answered}
     known = {one.probe_id for one in answered if _is_known(one, probes[one.probe_id])}
     told = {one.probe_id for one in answered if one.is_told} - known
-    leaked = {one.probe_id for one in answered} - known - told
+    leaked = still - known - told
     return {
         "n": len(answers),
         "answered": len(answered),
@@ -223,7 +224,7 @@ def _residue(answers: Sequence[ProbeAnswer], probes: Mapping[int, Probe]) -> Fig
         "told": len(told),
         "leaked": len(leaked),
         "retrieved": sum(one.rank is not None for one in answers),
-        **_share("still", [one.probe_id in known | told | leaked for one in answers]),
+        **_share("still", [one.probe_id in still for one in answers]),
         **_share("rate", [one.probe_id in leaked for one in answers]),
     }
 

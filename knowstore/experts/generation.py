@@ -136,18 +136,20 @@ def generate(
 
 def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[PromptRow]:
     """Prompts as token ids that leave room for `n_new` more: what is too long loses the beginning of what stands before
-    its question, which is the least likely passage's, then the beginning of the question."""
+    its question, which is the least likely passage's, then the beginning of the question, but never what the tokenizer
+    sets before a text."""
     limit = _max_prompt_tokens(llm, n_new)
     first = llm.prompt_ids("")  # what the tokenizer sets before a text
     rows = []
     for prompt in prompts:
         question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
         before = llm.prompt_ids(prompt.before) if prompt.before else []
-        n_cut = max(0, len(before) + len(question) - limit)
-        n_kept = max(0, len(before) - n_cut)
-        n_first = min(n_kept, len(first)) if before[: len(first)] == first else 0
-        before = before[:n_first] + before[len(before) - n_kept + n_first :]
-        rows.append(PromptRow(before + question[-limit:], len(before), n_cut, max(0, len(question) - limit)))
+        whole = before + question
+        n_first = len(first) if whole[: len(first)] == first else 0
+        n_cut = max(0, len(whole) - limit)
+        start = max(n_first, len(before) - n_cut) if before else 0
+        n_question_cut = n_cut - (len(before) - start)
+        rows.append(PromptRow(whole[:n_first] + whole[n_first + n_cut :], start, n_cut, n_question_cut))
     return rows
 
 

@@ -223,11 +223,24 @@ def test_the_likeliest_passage_stands_beside_the_question_and_is_the_last_to_be_
     assert row.ids[: len(first)] == first
 
 
-def test_a_question_as_long_as_the_model_leaves_no_room_for_passages(tiny_llm: FrozenLLM) -> None:
+@pytest.mark.parametrize("before", ["", passages_prompt([("Rome", "Romulus.")])])
+@pytest.mark.parametrize("first", [[], [5]])
+def test_a_question_as_long_as_the_model_leaves_no_room_for_passages(
+    tiny_llm: FrozenLLM, before: str, first: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     question = question_prompt("Who founded Rome " * 600)
-    [row] = prompt_rows(tiny_llm, [Prompt(passages_prompt([("Rome", "Romulus.")]), question)], N_NEW)
-    assert len(row.ids) == tiny_llm.model.config.max_position_embeddings - N_NEW
-    assert (row.start, row.ids) == (0, tiny_llm.prompt_ids(question, is_start=False)[-len(row.ids) :])
+    asked, read = (tiny_llm.prompt_ids(text, is_start=False) for text in (question, before))
+    plain = FrozenLLM.prompt_ids
+    monkeypatch.setattr(
+        FrozenLLM, "prompt_ids",
+        lambda llm, text, *, is_start=True: (first if is_start else []) + plain(llm, text, is_start=False),
+    )  # fmt: skip
+    [row] = prompt_rows(tiny_llm, [Prompt(before, question)], N_NEW)
+    n_kept = tiny_llm.model.config.max_position_embeddings - N_NEW - len(first)
+    assert row.ids == first + asked[-n_kept:]
+    assert row.start == (len(first) if before else 0)
+    assert row.n_question_cut == len(asked) - n_kept
+    assert row.n_cut == len(asked) - n_kept + len(read)
 
 
 def test_the_models_own_settings_for_generation_are_not_followed(
