@@ -49,6 +49,9 @@ def controls(
     data: QuestionFiles,
     limit: LimitOfFiles = 200,
     seed: QuestionSeed = 0,
+    method: Annotated[
+        list[str], typer.Option(help='One to measure, such as "tokens" or "rag, tuned"; may be repeated.')
+    ] = [],  # noqa: B006
     counterfactual: Annotated[
         bool, typer.Option("--counterfactual", help="Give each row's counterfactual_text, and ask for its answer.")
     ] = False,
@@ -68,7 +71,7 @@ def controls(
     session.kept = NOTHING
     make(output)
     found: dict[str, Any] = run_controls(
-        data, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
+        data, methods=method, models=session.model_config(), limit=limit, seed=seed, is_counterfactual=counterfactual,
         on_progress=session.output.progress,
     )  # fmt: skip
     finish(session, found, output, "controls", plot_controls)

@@ -52,6 +52,7 @@ class Case:
 def run_controls(
     data: Sequence[Path],
     *,
+    methods: Sequence[str] = (),
     models: ModelConfig | None = None,
     limit: int = 200,
     seed: int = 0,
@@ -69,6 +70,7 @@ def run_controls(
 
     Args:
         data: files in the QA row format, `.jsonl` or `.jsonl.gz`.
+        methods: those that are measured; all when empty.
         limit: questions of each file, drawn with `seed`.
         is_counterfactual: take rows with a `counterfactual_text`, give that as the passage, and accept the
             `counterfactual_answer` alone: does the answer follow a passage that contradicts the model?
@@ -79,11 +81,11 @@ def run_controls(
 
     Raises:
         TrainingError: a file that cannot be read.
-        ConfigError: fewer than two questions.
+        ConfigError: fewer than two questions, or a method that these models do not have.
     """
     started = time.perf_counter()
     benches = open_benches(data, models, limit, seed, max_tokens, on_progress, is_counterfactual=is_counterfactual)
-    rows = [row for bench in benches for row in bench.rows()]
+    rows = [row for bench in benches for row in bench.rows(methods)]
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
@@ -160,7 +162,12 @@ class ControlBench:
             self.grains |= {f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served}
             self.grains[f"{kind}, sentence known"] = "known"
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self, methods: Sequence[str] = ()) -> list[dict[str, object]]:
+        """Scores of each method, or of those named, under its controls.
+
+        Raises:
+            ConfigError: a method that there is not.
+        """
         everything = list(range(len(self.cases)))
         known = [index for index in everything if self.cases[index].gold_segment is not None]
         kind = self.models.hypernetwork.config.kind
@@ -178,6 +185,13 @@ class ControlBench:
             asked = known if grain == "known" else everything
             runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))
             runs.append((method, "gold", asked, list(asked), False))
+        there = list(dict.fromkeys(method for method, *_ in runs))
+        if unknown := [name for name in methods if name not in there]:
+            raise ConfigError(
+                f"there is no method {unknown[0]!r} with these models",
+                kept="nothing was measured", fix=f"name some of: {'; '.join(there)}",
+            )  # fmt: skip
+        runs = [run for run in runs if not methods or run[0] in methods]
         out = []
         for step, (method, control, indices, passages, is_static) in enumerate(runs):
             if self.on_progress is not None:

@@ -332,7 +332,9 @@ def test_a_dry_run_takes_neither_probes_nor_an_audit(run: Run, option: tuple[str
 def test_the_benches_report_numbers(run: Run) -> None:
     rows = [{"question": f"Where is {fact['title']}?", "answers": [fact["title"]], "passage": fact} for fact in FACTS]
     Path("qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scores = _json(run("bench", "controls", "--data", "qa.jsonl", "--limit", "2", "--json"))["rows"]
+    controls = ["bench", "controls", "--data", "qa.jsonl", "--limit", "2", "--json"]
+    scores = _json(run(*controls))["rows"]
+    assert {row["method"] for row in _json(run(*controls, "--method", "rag"))["rows"]} == {"rag"}
     assert set(scores[0]) >= {"data", "method", "control", "n", "em", "em_ci", "f1", "f1_ci", "forced", "forced_ci"}
     assert {row["control"] for row in scores} >= {"none", "static", "shuffled", "gold"}
     how = ["--data", "qa.jsonl", "--batches", "1", "--passages", "3", "--unrelated", "qa.jsonl", "--n-unrelated", "1"]

@@ -97,6 +97,17 @@ def test_forced_scores_are_of_what_is_mounted(
     assert all(not torch.allclose(outputs[1][n], outputs[1][n - 1], atol=0.01) for n in range(3))
 
 
+def test_methods_that_are_named_are_measured_alone(tiny_models: ModelConfig, questions: Path) -> None:
+    asked = {"models": tiny_models, "limit": 3, "max_tokens": 2}
+    every = run_controls([questions], **asked)["rows"]
+    some = run_controls([questions], methods=["rag", "tokens"], **asked)["rows"]
+    assert isinstance(every, list)
+    assert some == [row for row in every if row["method"] in ("rag", "tokens")]
+    with pytest.raises(ConfigError, match="no method 'tokns'") as refused:
+        run_controls([questions], methods=["tokns"], **asked)
+    assert refused.value.fix.startswith("name some of: base; rag; tokens;")
+
+
 def test_rows_without_answers_are_left_out(tiny_models: ModelConfig, questions: Path) -> None:
     with questions.open("a") as file:
         file.write('{"question": "Who?", "answers": [], "passage": {"title": "", "text": "Nobody."}}\n')
