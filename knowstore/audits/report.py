@@ -194,12 +194,13 @@ def headlines(mode: Row) -> list[tuple[str, str, str, str]]:
     """A mode's figures in words: name, value, interval, n."""
     n = sum(sum(row) for row in mode["matrix_n"][-1:])
     local, both, residue = mode["locality"], mode["contradictions"]["both_retrieved"], mode["residue"]
+    of_other = ", of other questions each time" if mode["uneven"] else ""
     same: Row = mode["same_probes"]["em"] if mode["same_probes"] else {"change": None, "change_ci": None, "n": 0}
     return [
         ("exact answers, mean over batches", percent(mode["average"]), between(mode["average_ci"]), str(n)),
         ("F1, mean over batches", percent(mode["average_f1"]), between(mode["average_f1_ci"]), str(n)),
-        ("BWT, exact answers", points(mode["bwt"]), "", ""),
         ("change of the same probes", points(same["change"]), between(same["change_ci"]), str(same["n"])),
+        (f"BWT, exact answers{of_other}", points(mode["bwt"]), "", ""),
         ("forward effect, exact answers", points(mode["forward"]), "", ""),
         ("unrelated questions answered as before", percent(local["same"]), between(local["same_ci"]), str(local["n"])),
         ("newer beats older", percent(both["rate"]), between(both["rate_ci"]), str(both["newer"] + both["older"])),

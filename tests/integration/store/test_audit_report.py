@@ -103,14 +103,15 @@ def test_the_page_shows_so_many_questions_and_says_where_the_others_are(
 def test_audits_of_more_probes_than_before_are_said_to_compare_different_questions(
     audited: KnowledgeStore, tmp_path: Path
 ) -> None:
-    said = "compare different questions"
+    said, of_bwt = "compare different questions", "of other questions each time"
     files = write_report(audited, tmp_path / "even.html")
-    assert not any(said in file.read_text("utf-8") for file in files)
+    assert not any(text in file.read_text("utf-8") for file in files for text in (said, of_bwt))
     more = Probe("When was Rome founded?", ("x",), "reliability", None)
     add_probes(audited, [("", more)], batch_id=1)
     run_audit(audited)
     files = write_report(audited, tmp_path / "uneven.html")
-    assert [file.suffix for file in files if said in file.read_text("utf-8")] == [".html", ".md"]
+    for text in (said, of_bwt):
+        assert [file.suffix for file in files if text in file.read_text("utf-8")] == [".html", ".md"]
 
 
 def test_what_the_model_alone_says_and_which_experts_count_are_shown(
