@@ -194,7 +194,7 @@ def headlines(mode: Row) -> list[tuple[str, str, str, str]]:
     """A mode's figures in words: name, value, interval, n."""
     n = sum(sum(row) for row in mode["matrix_n"][-1:])
     local, both, residue = mode["locality"], mode["contradictions"]["both_retrieved"], mode["residue"]
-    of_other = ", of other questions each time" if mode["uneven"] else ""
+    of_other = ", partly of other questions" if mode["uneven"] else ""
     same: Row = mode["same_probes"]["em"] if mode["same_probes"] else {"change": None, "change_ci": None, "n": 0}
     return [
         ("exact answers, mean over batches", percent(mode["average"]), between(mode["average_ci"]), str(n)),

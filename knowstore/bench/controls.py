@@ -84,8 +84,15 @@ def run_controls(
         ConfigError: fewer than two questions, or a method that these models do not have.
     """
     started = time.perf_counter()
-    benches = open_benches(data, models, limit, seed, max_tokens, on_progress, is_counterfactual=is_counterfactual)
+    benches = open_benches(
+        data, models, limit, seed, max_tokens, on_progress, is_counterfactual=is_counterfactual, methods=methods
+    )
     rows = [row for bench in benches for row in bench.rows(methods)]
+    if not rows:
+        raise ConfigError(
+            f"no passage of these files has sentences for {'; '.join(methods)}",
+            kept="nothing was measured", fix="give longer passages, or name other methods",
+        )  # fmt: skip
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
@@ -98,10 +105,12 @@ def open_benches(
     on_progress: OnProgress | None,
     *,
     is_counterfactual: bool = False,
+    methods: Sequence[str] = (),
 ) -> Iterator[ControlBench]:
     """The questions of each file, ready to be asked; arguments and errors as for `run_controls`."""
     loaded = LoadedModels(models or ModelConfig(), on_progress=on_progress)
     loaded.check_trained()
+    _check_methods(methods, loaded)
     generation = GenerationConfig(max_tokens=max_tokens)
     for path, name in zip(data, names_of(data), strict=True):
         cases = read_cases(path, limit, seed, is_counterfactual=is_counterfactual)
@@ -163,11 +172,7 @@ class ControlBench:
             self.grains[f"{kind}, sentence known"] = "known"
 
     def rows(self, methods: Sequence[str] = ()) -> list[dict[str, object]]:
-        """Scores of each method, or of those named, under its controls.
-
-        Raises:
-            ConfigError: a method that there is not.
-        """
+        """Scores of each method, or of those named that these passages have, under its controls."""
         everything = list(range(len(self.cases)))
         known = [index for index in everything if self.cases[index].gold_segment is not None]
         kind = self.models.hypernetwork.config.kind
@@ -185,12 +190,6 @@ class ControlBench:
             asked = known if grain == "known" else everything
             runs.append((method, "shuffled", asked, [self.others[i] for i in asked], False))
             runs.append((method, "gold", asked, list(asked), False))
-        there = list(dict.fromkeys(method for method, *_ in runs))
-        if unknown := [name for name in methods if name not in there]:
-            raise ConfigError(
-                f"there is no method {unknown[0]!r} with these models",
-                kept="nothing was measured", fix=f"name some of: {'; '.join(there)}",
-            )  # fmt: skip
         runs = [run for run in runs if not methods or run[0] in methods]
         out = []
         for step, (method, control, indices, passages, is_static) in enumerate(runs):
@@ -287,6 +286,18 @@ class ControlBench:
         scores = scored(texts, [self.cases[i].answers for i in indices], self.seed)
         described = {"data": self.name, "method": method, "control": control}
         return described | scores | share("forced", forced, self.seed)
+
+
+def _check_methods(methods: Sequence[str], models: LoadedModels) -> None:
+    """Refuse names that no file could have rows of."""
+    kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
+    there = ["base", "rag", *(("rag, tuned", "hybrid") if models.reader is not None else ()), kind]
+    there += [f"{kind}, {grain}" for grain in (*get_args(Grain), "sentence known") if grain != served]
+    if unknown := [name for name in methods if name not in there]:
+        raise ConfigError(
+            f"there is no method {unknown[0]!r} with these models",
+            kept="nothing was measured", fix=f"name some of: {'; '.join(there)}",
+        )  # fmt: skip
 
 
 def _others(cases: Sequence[Case]) -> list[int]:

@@ -138,8 +138,8 @@ def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[P
     """Prompts as token ids that leave room for `n_new` more: what is too long loses the beginning of what stands before
     its question, which is the least likely passage's, then the beginning of the question, but never what the tokenizer
     sets before a text."""
-    limit = _max_prompt_tokens(llm, n_new)
-    first = llm.prompt_ids("")  # what the tokenizer sets before a text
+    limit = max_prompt_tokens(llm, n_new)
+    first = llm.start_ids
     rows = []
     for prompt in prompts:
         question = llm.prompt_ids(prompt.question, is_start=not prompt.before)
@@ -153,6 +153,7 @@ def prompt_rows(llm: FrozenLLM, prompts: Sequence[Prompt], n_new: int) -> list[P
     return rows
 
 
-def _max_prompt_tokens(llm: FrozenLLM, max_new_tokens: int) -> int:
+def max_prompt_tokens(llm: FrozenLLM, max_new_tokens: int) -> int:
+    """The most tokens of a prompt that leave room for so many new ones."""
     longest = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None) or 4096
     return max(16, int(longest) - max_new_tokens)

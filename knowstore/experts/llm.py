@@ -96,6 +96,13 @@ class FrozenLLM:
         ends = self.tokenizer.eos_token_id
         return ids[:-1] if is_start and ids and ids[-1] == ends and len(ids) > 1 else ids
 
+    @property
+    def start_ids(self) -> list[int]:
+        """Token ids that the tokenizer sets before a text."""
+        begun, within = self.prompt_ids("a"), self.prompt_ids("a", is_start=False)
+        n_first = len(begun) - len(within)
+        return begun[:n_first] if begun[n_first:] == within else []
+
     def prompt_ids_and_ends(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of a piece of text, as `prompt_ids` within a text, and how many characters each has reached."""
         if self.tokenizer.is_fast:

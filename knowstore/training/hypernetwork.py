@@ -55,8 +55,9 @@ class TrainingConfig:
     the best weights are kept. A step averages the losses of `batches_per_step` batches, one for each process when None.
     `distil_weight`, `contrast_weight`, `nothing_weight` and `completion_weight` weigh the signals of `signals.py` while
     answering. In Eq. 5 of `tokens` the experts of `n_mounted` passages of a batch are mounted together; with
-    `has_hard_negatives` a batch holds passages of the same titles, where there are several. `pooled_start` says whether
-    the first weights of `pooled` are drawn, as the paper's, or `start.py`'s.
+    `has_hard_negatives` up to four passages of one title stand in a batch and are the first to be mounted beside each
+    other, but not where questions kept out are asked. `pooled_start` says whether the first weights of `pooled` are
+    drawn, as the paper's, or `start.py`'s.
     """
 
     minutes: float = 75.0
@@ -168,10 +169,17 @@ def train_hypernetwork(
     Returns: the log's line of the step whose weights are kept, with the last validation up to it.
 
     Raises:
-        TrainingError: a kind that cannot be trained, `beside` without a reranker, too few questions, a run without a
-            step, batches that cannot be shared out, a checkpoint of another run, or a loss that is not finite; the last
+        TrainingError: a kind that cannot be trained, or not by these signals or with as many passages mounted,
+            `distil_weight` without a teacher, `beside` without a reranker, too few questions, a run without a step,
+            batches that cannot be shared out, a checkpoint of another run, or a loss that is not finite; the last
             checkpoint stays.
     """
+    is_tokens = isinstance(hypernetwork, TokensHypernetwork)
+    if config.n_mounted < 2 or (config.n_mounted > 2 and not is_tokens):
+        raise TrainingError(
+            f"n_mounted is {config.n_mounted} for a hypernetwork of kind {hypernetwork.config.kind!r}",
+            kept="nothing was trained", fix="give two or more, and more than two for `tokens` alone",
+        )  # fmt: skip
     ranks = ranks or Ranks()
     config = replace(config, batches_per_step=_shared_out(config.batches_per_step, ranks))
     run: Run
@@ -189,11 +197,6 @@ def train_hypernetwork(
             f"a hypernetwork of kind {hypernetwork.config.kind!r} cannot be trained", kept="nothing was trained",
             fix="train one of kind `tokens`, `pooled` or `reader`",
         )  # fmt: skip
-    if config.n_mounted < 2 or (config.n_mounted > 2 and not isinstance(run, TokensRun)):
-        raise TrainingError(
-            f"{config.n_mounted} passages mounted together", kept="nothing was trained",
-            fix="give two or more, and more than two for `tokens` alone",
-        )  # fmt: skip
     run.signals, run.has_hard_negatives = _signals(run, config, teacher), config.has_hard_negatives
     hypernetwork.set_trainable()
     held_out, train = _split(run, config)
@@ -202,8 +205,9 @@ def train_hypernetwork(
             f"{len(train)} passages with questions to train on, and {len(held_out)} kept out; a batch takes two",
             kept="nothing was trained", fix="give more questions",
         )  # fmt: skip
+    run.train_on(train)
     if config.epochs is not None:
-        n_batches = len(run.batches(train, f"{config.seed}/0", config.batch_pieces, config.batch_questions))
+        n_batches = len(_epoch(run, config, train, 0))
         config = replace(config, steps=math.ceil(config.epochs * n_batches / (config.batches_per_step or 1)))
     if config.patience is not None and not (held_out and config.n_generated):
         raise TrainingError(
@@ -243,7 +247,7 @@ def _signals(run: Run, config: TrainingConfig, teacher: ReaderHypernetwork | Non
     if any(weights) and isinstance(run, ReaderRun):
         raise TrainingError(
             "a reader is trained by Eq. 5 alone", kept="nothing was trained",
-            fix="leave the weights of all other signals at 0",
+            fix="leave distil_weight, contrast_weight, nothing_weight and completion_weight at 0",
         )  # fmt: skip
     if not config.distil_weight:
         return Signals(*weights)
@@ -421,9 +425,7 @@ class _Loop:
         return self.batches[self.position - 1]
 
     def _draw_epoch(self, train: Sequence[int]) -> None:
-        config = self.config
-        seed = f"{config.seed}/{self.epoch}"
-        self.batches = self.run.batches(train, seed, config.batch_pieces, config.batch_questions)
+        self.batches = _epoch(self.run, self.config, train, self.epoch)
 
     @torch.no_grad()
     def _validate(self, held_out: Sequence[int]) -> dict[str, float]:
@@ -515,6 +517,14 @@ class _Loop:
         if (teacher := self.run.signals.teacher) is not None:
             made_with["teacher"] = teacher.fingerprint()
         return dict(json.loads(json.dumps(made_with)))
+
+
+def _epoch(run: Run, config: TrainingConfig, train: Sequence[int], epoch: int) -> list[Batch]:
+    """The batches of an epoch, drawn from its own seed."""
+    return run.batches(
+        train, f"{config.seed}/{epoch}", config.batch_pieces, config.batch_questions,
+        is_plain=not config.has_hard_negatives,
+    )  # fmt: skip
 
 
 _MEASURED = ("gold", "shuffled", "held_out_accuracy", "gold_em", "gold_f1", "shuffled_em", "shuffled_f1")

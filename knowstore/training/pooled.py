@@ -13,7 +13,7 @@ from knowstore.experts.mount import mount
 from knowstore.experts.pooled import PooledHypernetwork
 from knowstore.training.data import TrainingData
 from knowstore.training.run import (
-    OPENING,
+    N_OPENING,
     Batch,
     Given,
     Losses,
@@ -51,7 +51,8 @@ class PooledRun(Run):
         with plain_attention(self.llm):
             with mount(self.llm.model, experts, self.network.config.layer):
                 steps = self.answer_steps(questions, ids)
-            other = [(position + 1) % len(batch.passages) for position in own]
+            beside = self.others(batch, 1)
+            other = [beside[position][0] for position in own]
             signals = self.further(
                 batch, questions, ids, steps,
                 lambda: self._experts(batch, other), lambda: self._windows(batch, draw),
@@ -71,9 +72,9 @@ class PooledRun(Run):
         chosen, windows = list[int](), list[PreparedQuestion]()
         for position, _ in batch.rows:
             ids = self.llm.prompt_ids(self.data.passages[batch.passages[position]].text, is_start=False)
-            if len(ids) > OPENING:
+            if len(ids) > N_OPENING:
                 chosen.append(position)
-                windows.append(window_of(ids, draw))
+                windows.append(window_of(self.llm, ids, draw))
         return windows, self._experts(batch, chosen)
 
     def _experts(self, batch: Batch, chosen: list[int]) -> Experts:

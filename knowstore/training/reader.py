@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from knowstore.errors import TrainingError
 from knowstore.experts.expert import Experts
+from knowstore.experts.generation import max_prompt_tokens
 from knowstore.experts.hypernetwork import PassageInput
 from knowstore.experts.llm import FrozenLLM, pad_ids
 from knowstore.experts.mount import mount
@@ -35,9 +36,11 @@ from knowstore.training.run import (
 )
 from knowstore.training.signals import AnswerSteps, Teacher
 
-_TOGETHER = (1, 1, 2, 4)  # so many passages are served together, each as often
+_TOGETHER = (1, 1, 2, 4)  # passages that are served together, drawn from these
 _EXPERTS_SHARE = 0.4  # of the batches have experts mounted
-_RIGHT_SHARE = 0.75  # of the prompts beside experts hold the right passage, about as often as search has it first
+_RIGHT_SHARE = 0.75  # of the prompts beside experts of several passages hold the right one
+_MAX_READ_TOKENS = 1500  # in one prompt, or fewer where the LLM has no room for them
+_MAX_ASKED_TOKENS = 160  # that stand behind it
 
 
 class ReaderRun(Run):
@@ -70,11 +73,16 @@ class ReaderRun(Run):
             )  # fmt: skip
         self.network, self.llm, self.beside = network, llm, beside
         self.reranker = None if beside is None else beside.reranker
+        self._n_room = min(_MAX_READ_TOKENS, max_prompt_tokens(llm, _MAX_ASKED_TOKENS))
         self.lengths = [len(one.text) // 4 for one in data.passages]  # about as many tokens
         self.prepare(data, n_per_passage, lambda row: written_question(llm, row, is_start=False))
+        self.train_on(range(len(data.passages)))
+
+    def train_on(self, passages: Sequence[int]) -> None:
         self._of_title: dict[str, list[int]] = {}
-        for passage, one in enumerate(data.passages):
-            self._of_title.setdefault(one.title, []).append(passage)
+        for passage in passages:
+            if title := self.data.passages[passage].title:
+                self._of_title.setdefault(title, []).append(passage)
 
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
         if not is_answering:
@@ -85,7 +93,7 @@ class ReaderRun(Run):
             found = self.beside.served([(question, served[position]) for position, question in batch.rows])
             experts = replace(found, static=experts.static, query=experts.query)
             read = [
-                [own if draw.random() < _RIGHT_SHARE else draw.choice(some)]
+                [own if draw.random() < _RIGHT_SHARE else draw.choice([p for p in some if p != own] or [own])]
                 for own, some in zip(batch.passages, served, strict=True)
             ]
         return Losses(self._steps(batch, [self._prompt(some) for some in read], experts).nats())
@@ -112,14 +120,18 @@ class ReaderRun(Run):
         return batch.passages[position if is_own else (position + 1) % len(batch.passages)]
 
     def _together(self, batch: Batch, position: int, draw: random.Random) -> list[int]:
-        """The passages that are served for the questions of one: itself, at any place among none to three others."""
+        """The passages that are served for the questions of one: itself, at any place among none to three others, of
+        which some are left out where a prompt has no room for them."""
         own = batch.passages[position]
         n = draw.choice(_TOGETHER) - 1
-        alike = [passage for passage in self._of_title[self.data.passages[own].title] if passage != own]
+        alike = [passage for passage in self._of_title.get(self.data.passages[own].title, ()) if passage != own]
         others = draw.sample(alike, min(n, len(alike)))
         rest = [passage for passage in batch.passages if passage != own and passage not in others]
         others += draw.sample(rest, min(n - len(others), len(rest)))
-        others.insert(draw.randint(0, len(others)), own)
+        place = draw.randint(0, len(others))
+        others.insert(place, own)
+        while len(others) > 1 and len(self.llm.prompt_ids(self._prompt(others))) > self._n_room:
+            others.pop(0 if others[-1] == own else -1)
         return others
 
     def _prompt(self, passages: Sequence[int]) -> str:

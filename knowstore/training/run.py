@@ -36,9 +36,10 @@ from knowstore.training.signals import (
 _MAX_QUESTION_TOKENS = 96
 _KNOWN_SHARE = 0.1  # of the questions, in Eq. 5: all relevance on the sentence that answers
 _WORDS_SHARE = 0.85  # of the others: relevance of words, as served by default; else of sentences
+_N_ALIKE = 4  # passages of one title that are trained together
 _BUCKET = 256  # passages sorted by length together, so that little is padded
-_WINDOW = 48  # most tokens of a passage that are completed at once,
-OPENING = 4  # of which so many are given
+N_OPENING = 4  # tokens of a passage that are given,
+_N_COMPLETED = 44  # and most that are completed behind them
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Run(ABC):
         reranker: what weighs experts in Eq. 5, where one does.
         beside: the run of the hypernetwork whose experts are mounted beside what is trained, where one is.
         signals: what is trained by beside Eq. 5.
-        has_hard_negatives: whether the passages of a batch are of the same titles, where there are several.
+        has_hard_negatives: whether passages of one title are trained together.
     """
 
     network: Hypernetwork
@@ -133,6 +134,10 @@ class Run(ABC):
             if len(self.by_passage.get(row.passage, ())) < n_per_passage and (found := prepared(row)) is not None:
                 self.questions[index] = found
                 self.by_passage.setdefault(row.passage, []).append(index)
+
+    def train_on(self, passages: Sequence[int]) -> None:
+        """Be told which passages are trained on; the others are kept out."""
+        del passages
 
     @abstractmethod
     def losses(self, batch: Batch, draw: random.Random, *, is_answering: bool) -> Losses:
@@ -166,24 +171,25 @@ class Run(ABC):
             for one, row in zip(texts, rows, strict=True)
         ]
 
-    def batches(self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int) -> list[Batch]:
-        """One epoch: passages of similar length together, or of the same title one after another, at most so many word
-        pieces and questions a batch."""
+    def batches(
+        self, passages: Sequence[int], seed: str, n_pieces: int, n_questions: int, *, is_plain: bool = True
+    ) -> list[Batch]:
+        """One epoch: passages of similar length together, at most so many word pieces and questions a batch; when it is
+        not `is_plain`, up to four of one title are kept together."""
         draw = random.Random(seed)
         order = list(passages)
         draw.shuffle(order)
-        if self.has_hard_negatives:
-            first_of: dict[str, int] = {}
-            for place, passage in enumerate(order):
-                first_of.setdefault(self.data.passages[passage].title, place)
-            order.sort(key=lambda p: first_of[self.data.passages[p].title])
+        groups = [[passage] for passage in order] if is_plain else self._of_one_title(order)
         out: list[list[int]] = []
-        for first in range(0, len(order), _BUCKET):
-            part = order[first : first + _BUCKET]
-            if not self.has_hard_negatives:
-                part.sort(key=lambda p: self.lengths[p])
+        first = 0
+        while first < len(groups):
+            last, n = first, 0
+            while last < len(groups) and n < _BUCKET:
+                n, last = n + len(groups[last]), last + 1
+            part = sorted(groups[first:last], key=lambda group: max(self.lengths[p] for p in group))
+            first = last
             batch: list[int] = []
-            for passage in part:
+            for passage in (passage for group in part for passage in group):
                 n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
                 padded = (len(batch) + 1) * max(self.lengths[p] for p in [*batch, passage])
                 if len(batch) > 1 and (padded > n_pieces or n_asked > n_questions):
@@ -194,6 +200,31 @@ class Run(ABC):
                 out.append(batch)
         draw.shuffle(out)
         return [Batch(batch, [self.by_passage[p] for p in batch]) for batch in out]
+
+    def _of_one_title(self, order: Sequence[int]) -> list[list[int]]:
+        """Passages of one title in groups of up to four of similar length, those without a title each alone; groups
+        stand where their first passage stood."""
+        by_title: dict[str, list[int]] = {}
+        for passage in order:
+            by_title.setdefault(self.data.passages[passage].title or f"\0{passage}", []).append(passage)
+        groups = []
+        for some in by_title.values():
+            some.sort(key=lambda p: self.lengths[p])
+            groups += [some[first : first + _N_ALIKE] for first in range(0, len(some), _N_ALIKE)]
+        place = {passage: n for n, passage in enumerate(order)}
+        return sorted(groups, key=lambda group: min(place[passage] for passage in group))
+
+    def others(self, batch: Batch, n: int) -> list[list[int]]:
+        """For each passage of a batch up to `n` other positions: the next ones, with `has_hard_negatives` first those
+        of its title."""
+        out, size = [], len(batch.passages)
+        titles = [self.data.passages[passage].title for passage in batch.passages]
+        for own, title in enumerate(titles):
+            rest = [(own + k) % size for k in range(1, size)]
+            if self.has_hard_negatives and title:
+                rest.sort(key=lambda position, title=title: titles[position] != title)  # type: ignore[misc]
+            out.append(rest[:n])
+        return out
 
     def answer_loss(self, questions: Sequence[PreparedQuestion], ids: Tensor) -> Tensor:
         """Eq. 5 under what is mounted: the mean over all answer tokens of `questions`, whose padded ids are (Q, T)."""
@@ -246,10 +277,12 @@ class Run(ABC):
                 out["nothing"] = signals.nothing_weight, nothing_loss(other.logits, before.logits)
         if signals.completion_weight:
             opened, experts = windows()
+            completion = 0 * steps.logits.sum()  # there is nothing to complete, but each process says as much
             if opened:
                 rest = pad_ids([window.ids for window in opened]).to(self.llm.device)
                 with mount(self.llm.model, held(experts), self.network.config.layer):
-                    out["completion"] = signals.completion_weight, self.answer_loss(opened, rest)
+                    completion = self.answer_loss(opened, rest)
+            out["completion"] = signals.completion_weight, completion
         return out
 
 
@@ -260,7 +293,7 @@ class TokensRun(Run):
         network, llm, data: what is trained, for what, on what.
         n_per_passage: most questions of a passage.
         reranker: weighs the neurons in Eq. 5 as it will when they are served; None draws weights that look alike.
-        n_mounted: passages whose experts are mounted together in Eq. 5, the question's and the next ones of the batch.
+        n_mounted: passages whose experts are mounted together in Eq. 5, the question's and others of the batch.
     """
 
     network: TokensHypernetwork
@@ -287,13 +320,14 @@ class TokensRun(Run):
             keys, values = network.keys(llm, tokens), network.values(llm, tokens)
         questions = [self.questions[q] for _, q in batch.rows]
         own = torch.tensor([position for position, _ in batch.rows])
-        other = (own + 1) % len(batch.passages)
+        beside = self.others(batch, self.n_mounted - 1)
+        other = torch.tensor([beside[position][0] for position, _ in batch.rows])
         ids = pad_ids([q.ids for q in questions]).to(llm.device)
         answer, signals = None, dict[str, tuple[float, Tensor]]()
         with plain_attention(llm):
             if is_answering:
                 up, down = network.neurons(keys, values, tokens.mask)
-                mounted = [(own + k) % len(batch.passages) for k in range(min(self.n_mounted, len(batch.passages)))]
+                mounted = list(torch.tensor([[at, *beside[at]] for at, _ in batch.rows]).unbind(1))
                 weights = self._served_weights(batch, mounted, up.shape[2], draw)
                 experts = self._experts(
                     torch.cat([up[some] for some in mounted], 2),
@@ -338,10 +372,10 @@ class TokensRun(Run):
         chosen, windows, weights = list[int](), list[PreparedQuestion](), list[Tensor]()
         for position, _ in batch.rows:
             passage = self.passages[batch.passages[position]]
-            if long_enough := [span for span in passage.spans if span[1] - span[0] > OPENING]:
+            if long_enough := [span for span in passage.spans if span[1] - span[0] > N_OPENING]:
                 first, last = draw.choice(long_enough)
                 chosen.append(position)
-                windows.append(window_of(passage.ids[first:last], draw))
+                windows.append(window_of(self.llm, passage.ids[first:last], draw))
                 weights.append(torch.zeros(up.shape[2]).index_fill(0, torch.arange(first, last), 1.0))
         if not windows:
             return [], self._experts(None, None, None)
@@ -467,10 +501,12 @@ class TokensRun(Run):
         return out
 
 
-def window_of(ids: Sequence[int], draw: random.Random) -> PreparedQuestion:
-    """A stretch of text of more than `OPENING` tokens to complete: the first of these are given."""
-    first = draw.randrange(max(1, len(ids) - _WINDOW + 1))
-    return PreparedQuestion(list(ids[first : first + _WINDOW]), OPENING, [], 0)
+def window_of(llm: FrozenLLM, ids: Sequence[int], draw: random.Random) -> PreparedQuestion:
+    """A stretch of text of more than `N_OPENING` tokens to complete: the first of these are given, as a prompt."""
+    n = N_OPENING + _N_COMPLETED
+    first = draw.randrange(max(1, len(ids) - n + 1))
+    start = llm.start_ids
+    return PreparedQuestion([*start, *ids[first : first + n]], len(start) + N_OPENING, [], 0)
 
 
 def _spread(spans: Sequence[tuple[int, int]], weights: Sequence[float]) -> list[float]:

@@ -1,11 +1,11 @@
 """Further training signals beside Eq. 5; each has a weight in `TrainingConfig`, and 0 leaves it out.
 
-    distil     at each step of the answer, as likely next words as for the tuned reader with the passage in its prompt
-    contrast   the answer is likelier with its passage's expert than with another passage's
-    nothing    with another passage's expert the model goes on as with no passage's: "do nothing" there
-    completion with its own expert and nothing in the prompt the model goes on with the passage's own words
+    distil      at each step of the answer, as likely next words as for the tuned reader with the passage in its prompt
+    contrast    the answer is likelier with its passage's expert than with another passage's
+    nothing     with another passage's expert the model goes on as with no passage's: "do nothing" there
+    completion  with its own expert, and no question, the model completes the passage from a few words of it
 
-The last three mount experts in a pass of their own, and hold what belongs to no passage fixed there.
+The last three mount experts in a pass of their own, where no gradient reaches what belongs to no passage.
 """
 
 from __future__ import annotations

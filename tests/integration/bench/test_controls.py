@@ -106,6 +106,16 @@ def test_methods_that_are_named_are_measured_alone(tiny_models: ModelConfig, que
     with pytest.raises(ConfigError, match="no method 'tokns'") as refused:
         run_controls([questions], methods=["tokns"], **asked)
     assert refused.value.fix.startswith("name some of: base; rag; tokens;")
+    short = questions.with_name("short.jsonl")
+    rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["passage"]["text"] = f"It lies on hill {number} near {row['answers'][0]}"
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    both = run_controls([questions, short], methods=["tokens, sentences"], **asked)["rows"]
+    assert isinstance(both, list)
+    assert {row["data"] for row in both} == {questions.name}
+    with pytest.raises(ConfigError, match="no passage of these files has sentences"):
+        run_controls([short], methods=["tokens, sentences"], **asked)
 
 
 def test_rows_without_answers_are_left_out(tiny_models: ModelConfig, questions: Path) -> None:

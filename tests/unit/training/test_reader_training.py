@@ -81,18 +81,58 @@ def test_a_reader_learns_beside_experts(
 
 
 def test_a_passage_is_served_among_those_of_its_title_first(tiny_llm: FrozenLLM, reader: ReaderHypernetwork) -> None:
-    titles = ("Rome", "Rome", "Lyon", "Rome", "Oslo")
+    titles = ("Rome", "Rome", "Lyon", "Rome", "Oslo", "Rome", "", "")
     passages = tuple(PassageInput(title, f"It is {n}.", ((0, 8),)) for n, title in enumerate(titles))
-    asked = tuple(QuestionRow("What is it?", (str(n),), n, 0) for n in range(5))
+    asked = tuple(QuestionRow("What is it?", (str(n),), n, 0) for n in range(8))
     run = ReaderRun(reader, tiny_llm, TrainingData(passages, asked), 6)
-    batch = Batch([2, 0, 4], [[2], [0], [4]])
+    run.train_on([0, 1, 2, 3, 4, 6, 7])
+    batch = Batch([2, 0, 4, 6], [[2], [0], [4], [6]])
     found = [run._together(batch, 1, random.Random(seed)) for seed in range(60)]
     assert {len(some) for some in found} == {1, 2, 4}
     assert all(some.count(0) == 1 and len(set(some)) == len(some) for some in found)
     assert {some.index(0) for some in found if len(some) == 4} == {0, 1, 2, 3}
     assert all(set(some) & {1, 3} for some in found if len(some) == 2)  # of the same title where there are some,
-    assert all(len(set(some) & {2, 4}) == 1 for some in found if len(some) == 4)  # then others of the batch
-    assert {passage for seed in range(60) for passage in run._together(batch, 0, random.Random(seed))} == {0, 2, 4}
+    assert all(len(set(some) & {2, 4, 6}) == 1 for some in found if len(some) == 4)  # then others of the batch
+    assert not any(5 in some for some in found)  # which is kept out
+    for position in (0, 3):  # no other of this title, or no title
+        served = {passage for seed in range(60) for passage in run._together(batch, position, random.Random(seed))}
+        assert served == {2, 0, 4, 6}
+    run._n_room = len(tiny_llm.prompt_ids(run._prompt([0, 1])))
+    found = [run._together(batch, 1, random.Random(seed)) for seed in range(60)]
+    assert {len(some) for some in found} == {1, 2}
+    assert all(0 in some for some in found)
+
+
+@pytest.mark.parametrize(("experts_share", "right_share"), [(0.0, 0.5), (1.0, 0.0), (1.0, 1.0)])
+def test_beside_experts_one_passage_is_read(
+    experts_share: float,
+    right_share: float,
+    tiny_llm: FrozenLLM,
+    tiny_hypernetwork_dir: Path,
+    reader: ReaderHypernetwork,
+    data: TrainingData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = load_hypernetwork(tiny_hypernetwork_dir)
+    assert isinstance(network, TokensHypernetwork)
+    run = ReaderRun(reader, tiny_llm, data, 6, TokensRun(network, tiny_llm, data, 6, new_reranker(network)))
+    monkeypatch.setattr("knowstore.training.reader._EXPERTS_SHARE", experts_share)
+    monkeypatch.setattr("knowstore.training.reader._RIGHT_SHARE", right_share)
+    batch = Batch([1, 2, 3], [run.by_passage[passage] for passage in (1, 2, 3)])
+    served = [[1, 2], [3, 2, 1], [3]]
+    monkeypatch.setattr(run, "_together", lambda batch, position, draw: served[position])
+    read: list[list[int]] = []
+    prompt = run._prompt
+    monkeypatch.setattr(run, "_prompt", lambda passages: read.append(list(passages)) or prompt(passages))
+    with torch.no_grad():
+        run.losses(batch, random.Random(0), is_answering=True)
+    if not experts_share:
+        assert read == served
+        return
+    assert [len(some) for some in read] == [1, 1, 1]
+    assert all(some[0] in of for some, of in zip(read, served, strict=True))
+    is_right = [some == [passage] for some, passage in zip(read, batch.passages, strict=True)]
+    assert is_right == ([True] * 3 if right_share else [False, False, True])  # the last is alone
 
 
 def test_a_run_goes_on_beside_the_same_experts_alone(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from knowstore.prompts import passages_prompt
 from knowstore.training import QuestionRow, TrainingConfig, TrainingData, TrainingProgress, train_hypernetwork
 from knowstore.training.pooled import PooledRun
 from knowstore.training.reader import ReaderTeacher
-from knowstore.training.run import OPENING, Batch, PreparedQuestion, Run, TokensRun, window_of
+from knowstore.training.run import N_OPENING, Batch, PreparedQuestion, Run, TokensRun, window_of
 from knowstore.training.signals import AnswerSteps, Signals, contrast_loss, distillation_loss, nothing_loss
 
 WEIGHTS = ("distil_weight", "contrast_weight", "nothing_weight", "completion_weight")
@@ -222,13 +221,15 @@ def test_signals_that_cannot_be_had_are_refused(
         train_hypernetwork(reader, tiny_llm, data, TrainingConfig(steps=1, completion_weight=1.0), tmp_path)
     pooled = new_run("pooled", tokens, tiny_llm, data).network
     for network, n_mounted in ((tokens, 1), (pooled, 3)):
-        with pytest.raises(TrainingError, match="passages mounted together"):
+        with pytest.raises(TrainingError, match="n_mounted is"):
             train_hypernetwork(network, tiny_llm, data, TrainingConfig(steps=1, n_mounted=n_mounted), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "pooled"])
+@pytest.mark.parametrize("first", [[], [5]])
 def test_completion_is_the_likelihood_of_the_passages_own_words(
     kind: str,
+    first: list[int],
     tiny_llm: FrozenLLM,
     tokens: TokensHypernetwork,
     data: TrainingData,
@@ -238,41 +239,45 @@ def test_completion_is_the_likelihood_of_the_passages_own_words(
     assert isinstance(run, TokensRun | PooledRun)
     run.signals = Signals(completion_weight=1.0)
     batch = Batch([1, 2], [run.by_passage[1], run.by_passage[2]])
-    seen: list[tuple[list[PreparedQuestion], Experts]] = []
-    drawn: Callable[..., tuple[list[PreparedQuestion], Experts]] = run._windows
+    drawn: list[list[int]] = []
 
-    def watched(*given: object) -> tuple[list[PreparedQuestion], Experts]:
-        seen.append(drawn(*given))
-        return seen[-1]
+    def window(llm: FrozenLLM, ids: list[int], draw: random.Random) -> PreparedQuestion:
+        drawn.append(list(ids))
+        monkeypatch.setattr(FrozenLLM, "start_ids", first)
+        return window_of(llm, ids, draw)
 
-    monkeypatch.setattr(run, "_windows", watched)
+    monkeypatch.setattr(f"{type(run).__module__}.window_of", window)
     with torch.no_grad():
         found = run.losses(batch, random.Random(0), is_answering=True).signals["completion"][1]
-        [(windows, experts)] = seen
-        assert len(windows) == len(batch.rows)
-        assert experts.static is None
         nats, n = 0.0, 0
-        for row, (window, (position, _)) in enumerate(zip(windows, batch.rows, strict=True)):
-            assert tiny_llm.tokenizer.decode(window.ids).strip() in data.passages[batch.passages[position]].text
-            with mount(tiny_llm.model, _only(experts, row), run.network.config.layer):
-                logits = tiny_llm.model(torch.tensor([window.ids])).logits[0, window.n_question - 1 : -1]
-            rest = torch.tensor(window.ids[window.n_question :])
+        for ids, (position, _) in zip(drawn, batch.rows, strict=True):
+            passage = batch.passages[position]
+            assert tiny_llm.tokenizer.decode(ids).strip() in data.passages[passage].text
+            with mount(tiny_llm.model, _completing(run, passage, ids), run.network.config.layer):
+                logits = tiny_llm.model(torch.tensor([first + ids])).logits[0, len(first) + N_OPENING - 1 : -1]
+            rest = torch.tensor(ids[N_OPENING:])
             nats += float(cross_entropy(logits.float(), rest, reduction="sum"))
             n += len(rest)
     assert float(found) == pytest.approx(nats / n, rel=1e-3)
 
 
-def _only(experts: Experts, row: int) -> Experts:
-    """Those of one question."""
-    one = slice(row, row + 1)
-    if experts.factors is not None and experts.factor_weights is not None:
-        parts = experts.factors
-        few = Factors(parts.up1[one], parts.up2[one], parts.dw1[one], parts.dw2[one])
-        return replace(experts, factors=few, factor_weights=experts.factor_weights[one])
-    assert experts.up is not None
-    assert experts.down is not None
-    assert experts.neuron_weights is not None
-    return replace(experts, up=experts.up[one], down=experts.down[one], neuron_weights=experts.neuron_weights[one])
+def _completing(run: TokensRun | PooledRun, passage: int, ids: list[int]) -> Experts:
+    """The passage's expert, all relevance on the sentence of these tokens, beside what is no passage's but the static
+    expert."""
+    if isinstance(run, PooledRun):
+        four = run.network.factors(run.network.latents(run.means[[passage]]))
+        parts = (four.up1, four.up2, four.dw1, four.dw2)
+        return Experts(
+            factors=Factors(*(part[:, None] for part in parts)), factor_weights=torch.ones(1, 1),
+            max_norm=run.network.config.max_norm,
+        )  # fmt: skip
+    up, down = run._neurons([run.passages[passage]])
+    weights = torch.zeros(1, up.shape[2])
+    [(begin, end)] = [span for span in run.passages[passage].spans if run.passages[passage].ids[slice(*span)] == ids]
+    weights[0, begin:end] = 1.0
+    return Experts(
+        up=up, down=down, neuron_weights=weights, query=run.network.query, max_norm=run.network.config.max_norm
+    )
 
 
 def test_short_sentences_are_not_completed(tiny_llm: FrozenLLM, tokens: TokensHypernetwork) -> None:
@@ -282,21 +287,24 @@ def test_short_sentences_are_not_completed(tiny_llm: FrozenLLM, tokens: TokensHy
     run = TokensRun(tokens, tiny_llm, TrainingData((short, other), asked), 6)
     run.signals = Signals(completion_weight=1.0)
     batch = Batch([0, 1], [[0], [1]])
-    assert all(one.spans[0][1] - one.spans[0][0] <= OPENING for one in run.passages)
-    assert run.losses(batch, random.Random(0), is_answering=True).signals == {}
+    assert all(one.spans[0][1] - one.spans[0][0] <= N_OPENING for one in run.passages)
+    tokens.set_trainable()
+    _, nothing = run.losses(batch, random.Random(0), is_answering=True).signals["completion"]
+    assert nothing.item() == 0.0  # every process of a run says as many losses
+    nothing.backward()  # type: ignore[no-untyped-call]
 
 
-def test_windows_are_stretches_whose_opening_is_given() -> None:
+def test_windows_are_stretches_whose_opening_is_given(tiny_llm: FrozenLLM) -> None:
     draw = random.Random(0)
     ids = list(range(200))
     starts = set()
     for _ in range(50):
-        window = window_of(ids, draw)
+        window = window_of(tiny_llm, ids, draw)
         starts.add(window.ids[0])
         assert window.ids == ids[window.ids[0] : window.ids[0] + 48]
-        assert window.n_question == OPENING
+        assert window.n_question == N_OPENING
     assert len(starts) > 20
-    assert window_of(ids[:6], draw).ids == ids[:6]
+    assert window_of(tiny_llm, ids[:6], draw).ids == ids[:6]
 
 
 def test_experts_of_several_passages_are_mounted_together(
@@ -320,15 +328,38 @@ def test_experts_of_several_passages_are_mounted_together(
     assert asked_with[0] != asked_with[1] == asked_with[2]  # a batch has no more than its passages
 
 
-def test_hard_negatives_are_of_the_same_title(tiny_llm: FrozenLLM, tokens: TokensHypernetwork) -> None:
-    passages = [PassageInput(f"T{n % 4}", f"Number {n} lies {'far ' * n}away.", ((0, 10),)) for n in range(16)]
-    asked = tuple(QuestionRow(f"Where {n}?", (f"Number {n}",), n, 0) for n in range(16))
-    run = PooledRun(
-        PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8)), tiny_llm,
-        TrainingData(tuple(passages), asked), 6,
-    )  # fmt: skip
+def test_hard_negatives_are_of_the_same_title(tiny_llm: FrozenLLM) -> None:
+    titles = ["A"] * 6 + ["B"] * 3 + ["C"] * 2 + ["D"] + [""] * 5
+    passages = tuple(PassageInput(title, f"Number {n} lies away.", ((0, 10),)) for n, title in enumerate(titles))
+    asked = tuple(QuestionRow(f"Where {n}?", (f"Number {n}",), n, 0) for n in range(len(titles)))
+    network = PooledHypernetwork(PooledConfig(tiny_llm.width, layer=1, rank=4, bottleneck=8))
+    run = PooledRun(network, tiny_llm, TrainingData(passages, asked), 6)
+    run.lengths = [1 + n * 7 % 5 for n in range(len(titles))]
     run.has_hard_negatives = True
-    batches = run.batches(range(16), "0", 4, 48)
-    assert sorted(p for batch in batches for p in batch.passages) == list(range(16))
-    assert all(len({passages[p].title for p in batch.passages}) == 1 for batch in batches)
-    assert [b.passages for b in batches] != [b.passages for b in run.batches(range(16), "1", 4, 48)]
+    batches = run.batches(range(len(titles)), "0", 30, 48, is_plain=False)
+    assert sorted(p for batch in batches for p in batch.passages) == list(range(len(titles)))
+    n_alike, n_grouped = 0, 0
+    for batch in batches:
+        for passage, [other] in zip(batch.passages, run.others(batch, 1), strict=True):
+            alike = [titles[passage] == titles[p] != "" for p in batch.passages if p != passage]
+            assert any(alike) == (titles[passage] == titles[batch.passages[other]] != "")
+            n_alike, n_grouped = n_alike + any(alike), n_grouped + (titles[passage] in ("A", "B", "C"))
+    assert n_alike >= n_grouped - 2 > 0  # a batch may end within a title
+    plain = run.batches(range(len(titles)), "0", 30, 48)
+    assert [one.passages for one in plain] != [one.passages for one in batches]
+    run.has_hard_negatives = False
+    assert run.others(plain[0], 2)[0] == [1, 2]
+
+
+def test_a_run_is_told_how_experts_are_trained_together(
+    tiny_llm: FrozenLLM, tiny_hypernetwork_dir: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    alike = replace(data, passages=tuple(replace(one, title=f"T{n % 2}") for n, one in enumerate(data.passages)))
+    losses = []
+    for number, chosen in enumerate(({}, {"n_mounted": 3}, {"has_hard_negatives": True}, {"completion_weight": 1.0})):
+        network = load_hypernetwork(tiny_hypernetwork_dir)
+        plain = TrainingConfig(steps=1, pointing_share=0.0, static_steps=0, n_held_out=0, batches_per_step=2)
+        settings = replace(plain, **chosen)
+        kept = train_hypernetwork(network, tiny_llm, alike, settings, tmp_path / str(number), is_started=True)
+        losses.append(round(kept.loss, 6))
+    assert len(set(losses)) == 4
