@@ -42,11 +42,13 @@ weights: $(VENV)/.runs ## Train the shipped reranker, hypernetwork and reader in
 		train hypernetwork $(TRAINING) --from build/weights/keys --pointing-share 0 --static-steps 0 --minutes 85 \
 		--output build/weights/tokens
 	@$(BIN)/knowstore --reranker build/weights/half --hypernetwork build/weights/tokens \
-		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/reader
+		train reader $(call rows,$(READING)) --minutes 35 --output build/weights/once
 	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --from build/weights/half --n-shared 0 --dropout 0.1 \
 		--minutes 66 --output build/weights/six
 	@$(BIN)/knowstore train reranker $(TRAINING) --n-negatives 0 --from build/weights/six --dropout 0.1 \
 		--minutes 72 --output build/weights/reranker
+	@$(BIN)/knowstore --reranker build/weights/reranker --hypernetwork build/weights/tokens \
+		train reader $(call rows,$(READING)) --from build/weights/once --seed 1 --minutes 70 --output build/weights/reader
 
 clean: ## Delete .venv, build and the caches of the tools
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
