@@ -80,20 +80,27 @@ def plot_answers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure = new_figure(6.4, 4.4)
+    figure = new_figure(8.0, 4.4)
     axes = figure.add_subplot()
-    for method in dict.fromkeys(str(row["method"]) for row in rows):
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    colours: dict[str, str] = {}
+    for place, method in enumerate(methods):
         some = [row for row in rows if row["method"] == method]
         em = [100 * row["em"] for row in some]
         if some[0]["k"] == 0:
             axes.axhline(em[0], linestyle=":", color=_COLOURS["none" if method == "base" else "static"], label=method)
             continue
-        errors = percent_spread(some, "em")
-        axes.errorbar([row["k"] for row in some], em, yerr=errors, marker="o", capsize=3, label=method)
+        mode = method.removesuffix(", as served")
+        colour = colours.setdefault(mode, f"C{len(colours)}")
+        beside = [row["k"] + 0.06 * (place - len(methods) / 2) for row in some]  # so that intervals do not hide others
+        axes.errorbar(
+            beside, em, yerr=percent_spread(some, "em"), capsize=2, elinewidth=1, color=colour, label=method,
+            marker="o" if method == mode else "D", markerfacecolor=colour if method == mode else "white",
+        )  # fmt: skip
     axes.set_xlabel("passages mounted or read")
     axes.set_ylabel("exact answers in %, with 95 % intervals")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path)
 
 
