@@ -88,7 +88,7 @@ def hypernetwork(
         float | None, typer.Option(min=0.0, help="Weight of another passage's expert changing nothing; or 0.")
     ] = None,
     completion_weight: Annotated[
-        float | None, typer.Option(min=0.0, help="Weight of telling the passage's own sentences; or 0.")
+        float | None, typer.Option(min=0.0, help="Weight of completing the passage from a few words; or 0.")
     ] = None,
     n_mounted: Annotated[
         int | None, typer.Option(min=2, help="Passages whose experts are mounted together, for `tokens`.")
@@ -118,11 +118,13 @@ def hypernetwork(
     rates = {"learning_rate": learning_rate, "pointing_share": pointing_share, "batches_per_step": batches_per_step}
     signals = {
         "distil_weight": distil_weight, "contrast_weight": contrast_weight, "nothing_weight": nothing_weight,
-        "completion_weight": completion_weight, "n_mounted": n_mounted, "has_hard_negatives": has_hard_negatives,
+        "completion_weight": completion_weight,
     }  # fmt: skip
+    together = {"n_mounted": n_mounted, "has_hard_negatives": has_hard_negatives}
     recipes = {"ours": TrainingConfig(), "paper": TrainingConfig.paper()}
     config = replace(
-        recipes[recipe], **given(**wanted, **rates, **signals, seed=seed, patience=patience, pooled_start=pooled_start)
+        recipes[recipe],
+        **given(**wanted, **rates, **signals, **together, seed=seed, patience=patience, pooled_start=pooled_start),
     )
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)

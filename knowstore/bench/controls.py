@@ -165,11 +165,10 @@ class ControlBench:
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
         self.hits: dict[tuple[int, int], Hit] = {}
-        kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
-        self.grains: dict[str, Grain | Literal["known"]] = {kind: served}
-        if any(len(expert.segment_ranks) > 1 for expert in self.experts):
-            self.grains |= {f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served}
-            self.grains[f"{kind}, sentence known"] = "known"
+        self.grains = _grains(models)
+        if all(len(expert.segment_ranks) <= 1 for expert in self.experts):
+            kind = models.hypernetwork.config.kind
+            self.grains = {kind: self.grains[kind]}
 
     def rows(self, methods: Sequence[str] = ()) -> list[dict[str, object]]:
         """Scores of each method, or of those named that these passages have, under its controls."""
@@ -288,11 +287,18 @@ class ControlBench:
         return described | scores | share("forced", forced, self.seed)
 
 
+def _grains(models: LoadedModels) -> dict[str, Grain | Literal["known"]]:
+    """The hypernetwork's methods, and how each weighs a passage: the first as `ask` does."""
+    kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
+    others: dict[str, Grain | Literal["known"]] = {
+        f"{kind}, {grain}": grain for grain in get_args(Grain) if grain != served
+    }
+    return {kind: served, **others, f"{kind}, sentence known": "known"}
+
+
 def _check_methods(methods: Sequence[str], models: LoadedModels) -> None:
     """Refuse names that no file could have rows of."""
-    kind, served = models.hypernetwork.config.kind, RetrievalConfig().grain
-    there = ["base", "rag", *(("rag, tuned", "hybrid") if models.reader is not None else ()), kind]
-    there += [f"{kind}, {grain}" for grain in (*get_args(Grain), "sentence known") if grain != served]
+    there = ["base", "rag", *(("rag, tuned", "hybrid") if models.reader is not None else ()), *_grains(models)]
     if unknown := [name for name in methods if name not in there]:
         raise ConfigError(
             f"there is no method {unknown[0]!r} with these models",

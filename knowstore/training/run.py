@@ -181,13 +181,8 @@ class Run(ABC):
         draw.shuffle(order)
         groups = [[passage] for passage in order] if is_plain else self._of_one_title(order)
         out: list[list[int]] = []
-        first = 0
-        while first < len(groups):
-            last, n = first, 0
-            while last < len(groups) and n < _BUCKET:
-                n, last = n + len(groups[last]), last + 1
-            part = sorted(groups[first:last], key=lambda group: max(self.lengths[p] for p in group))
-            first = last
+        for first in range(0, len(groups), _BUCKET):
+            part = sorted(groups[first : first + _BUCKET], key=lambda group: max(self.lengths[p] for p in group))
             batch: list[int] = []
             for passage in (passage for group in part for passage in group):
                 n_asked = sum(len(self.by_passage[p]) for p in [*batch, passage])
@@ -202,17 +197,15 @@ class Run(ABC):
         return [Batch(batch, [self.by_passage[p] for p in batch]) for batch in out]
 
     def _of_one_title(self, order: Sequence[int]) -> list[list[int]]:
-        """Passages of one title in groups of up to four of similar length, those without a title each alone; groups
-        stand where their first passage stood."""
-        by_title: dict[str, list[int]] = {}
+        """Passages of one title in groups of up to four of similar length, those without a title each alone."""
+        by_title: dict[str | int, list[int]] = {}
         for passage in order:
-            by_title.setdefault(self.data.passages[passage].title or f"\0{passage}", []).append(passage)
+            by_title.setdefault(self.data.passages[passage].title or passage, []).append(passage)
         groups = []
         for some in by_title.values():
             some.sort(key=lambda p: self.lengths[p])
             groups += [some[first : first + _N_ALIKE] for first in range(0, len(some), _N_ALIKE)]
-        place = {passage: n for n, passage in enumerate(order)}
-        return sorted(groups, key=lambda group: min(place[passage] for passage in group))
+        return groups
 
     def others(self, batch: Batch, n: int) -> list[list[int]]:
         """For each passage of a batch up to `n` other positions: the next ones, with `has_hard_negatives` first those
