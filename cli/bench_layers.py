@@ -34,6 +34,9 @@ def layers(
     steps: Annotated[int | None, typer.Option(min=1, help="How many steps for each, instead of minutes.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Questions of each file that are asked.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the first weights, the order of training, and the questions.")] = 0,
+    encoder_from: Annotated[
+        str | None, typer.Option(help="A trained `tokens` hypernetwork whose encoder each begins with.")
+    ] = None,
 ) -> None:
     """Train a hypernetwork for each of several layers, and compare what their experts carry (the paper's Figure 3).
 
@@ -45,7 +48,7 @@ def layers(
 
     session.kept = "every layer that was trained; run the same command again to go on"
     training = TrainingConfig(minutes=minutes, steps=steps, seed=seed)
-    config = LayersConfig(tuple(layer or _LAYERS), kind, training, limit, seed)
+    config = LayersConfig(tuple(layer or _LAYERS), kind, training, limit, seed, encoder_from=encoder_from)
     found: dict[str, Any] = run_layers(
         train, data, output, config=config, models=session.model_config(), on_progress=session.output.progress
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from knowstore.errors import HypernetworkError
+from knowstore.errors import ConfigError, HypernetworkError
 
 from .output import Output, size
 from .registration import command, group
@@ -75,6 +75,10 @@ def hypernetwork(
     start: Annotated[
         str | None, typer.Option("--from", help="A trained hypernetwork to go on from; it brings layer and bound.")
     ] = None,
+    encoder_from: Annotated[
+        str | None,
+        typer.Option(help="A trained `tokens` hypernetwork, of any layer or LLM: begin with its encoder."),
+    ] = None,
     batches_per_step: Annotated[
         int | None, typer.Option(min=1, help="Batches whose losses a step averages; one for each process.")
     ] = None,
@@ -128,15 +132,22 @@ def hypernetwork(
     )
     if minutes is not None or steps is not None:
         config = replace(config, epochs=None)
+    if start is not None and encoder_from is not None:
+        raise ConfigError(
+            "--from and --encoder-from exclude each other", kept="nothing was trained",
+            fix="go on from a trained hypernetwork, or begin a new one with its encoder",
+        )  # fmt: skip
     with _together(session) as ranks:
         llm, name, digest = _llm(session)
+        read_as = None if encoder_from is None else _trained(session, encoder_from)
         torch.manual_seed(config.seed)
-        network = _network(session, llm, start, kind, layer, max_norm)
+        network = _network(session, llm, start, kind, layer, max_norm, read_as)
+        begun_with = {"start": network} if start is not None else {} if read_as is None else {"encoder": read_as}
         reranker = _joint_reranker(session, llm) if kind == "tokens" else None
         kept = train_hypernetwork(
             network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
             teacher=_teacher(session, llm) if config.distil_weight else None, ranks=ranks,
-            made_with={"llm": digest} | ({} if start is None else {"start": network.fingerprint()}),
+            made_with={"llm": digest} | {part: trained.fingerprint() for part, trained in begun_with.items()},
             on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
         )  # fmt: skip
     if ranks.is_first:
@@ -210,21 +221,30 @@ def reader(
 
 
 def _network(
-    session: Session, llm: FrozenLLM, start: str | None, kind: str, layer: int, max_norm: float | None
-) -> Hypernetwork:
+    session: Session, llm: FrozenLLM, start: str | None, kind: str, layer: int, max_norm: float | None,
+    encoder_from: Hypernetwork | None,
+) -> Hypernetwork:  # fmt: skip
     """The trained hypernetwork `start`, or a new one."""
-    from knowstore.experts import load_hypernetwork, new_hypernetwork
+    from knowstore.experts import new_hypernetwork
     from knowstore.models import resolve
 
     if start is not None:
-        path = resolve(start, "hypernetwork").path
-        network = load_hypernetwork(path, device=str(llm.device), base=_encoder(session))
+        network = _trained(session, start).to(llm.device)
         _check_fits(start, network, llm, kind)
         return network
     encoder = resolve(session.model_config().retriever, "retriever", progress=session.output.progress)
     return new_hypernetwork(
-        kind, llm, encoder=encoder.path, reference=encoder.kept_reference, layer=layer, max_norm=max_norm
-    )
+        kind, llm, encoder=encoder.path, reference=encoder.kept_reference, layer=layer, max_norm=max_norm,
+        encoder_from=encoder_from,
+    )  # fmt: skip
+
+
+def _trained(session: Session, reference: str) -> Hypernetwork:
+    """A trained hypernetwork, on the CPU."""
+    from knowstore.experts import load_hypernetwork
+    from knowstore.models import resolve
+
+    return load_hypernetwork(resolve(reference, "hypernetwork").path, base=_encoder(session))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from knowstore.bench.scoring import share
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.evaluation import exact_match, token_f1
-from knowstore.models import NO_READER, resolve
+from knowstore.models import NO_READER, directory_fingerprint, resolve
 from knowstore.sources import sentence_spans
 from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
@@ -33,7 +33,9 @@ _SCORES = {"em": exact_match, "f1": token_f1}
 @dataclass(frozen=True)
 class LayersConfig:
     """Which 0-based `layers` are compared, with hypernetworks of which `kind`, each trained by `training` from the same
-    seed and scored on up to `limit` questions of each file, drawn with `seed`; answers have up to `max_tokens`."""
+    seed and scored on up to `limit` questions of each file, drawn with `seed`; answers have up to `max_tokens`. With
+    `encoder_from`, the name or folder of a trained hypernetwork, each begins with a copy of its encoder and has but to
+    learn where the layer's states tell what is asked, and what to add to them."""
 
     layers: tuple[int, ...]
     kind: Literal["tokens", "pooled"] = "tokens"
@@ -41,6 +43,7 @@ class LayersConfig:
     limit: int = 100
     seed: int = 0
     max_tokens: int = 32
+    encoder_from: str | None = None
 
 
 def run_layers(
@@ -71,12 +74,16 @@ def run_layers(
     Raises:
         ConfigError: no layers, or such as the LLM does not have, `output` holds a run of other settings, models or
             files, or fewer than two questions.
+        HypernetworkError: an `encoder_from` that cannot be taken over.
         TrainingError: a file that cannot be read, or a run that fails.
     """
     started = time.perf_counter()
     models = replace(models or ModelConfig(), reader=NO_READER)
     described = asdict(config)
     settings = described | asdict(replace(models, hypernetwork=""))
+    if config.encoder_from is not None:
+        found_in = resolve(config.encoder_from, "hypernetwork").path
+        settings["encoder_from"] = directory_fingerprint(found_in)
     keep_run(output / "settings.json", settings, _digest([*train, *data]), is_begun=any(output.glob("layer-*")))
     for path in data:
         read_cases(path, config.limit, config.seed)  # refused now, not when a layer was trained
@@ -115,14 +122,18 @@ def _train(layer: int, questions: TrainingData, folder: Path, config: LayersConf
     """A hypernetwork for a layer in `folder`; gives its steps."""
     import torch
 
-    from knowstore.experts import new_hypernetwork
+    from knowstore.experts import load_hypernetwork, new_hypernetwork
     from knowstore.retrieval import JointReranker
 
     on_progress = loaded.on_progress
     encoder = resolve(loaded.config.retriever, "retriever", progress=on_progress)
+    read_as = None
+    if config.encoder_from is not None:
+        read_as = load_hypernetwork(resolve(config.encoder_from, "hypernetwork").path, base=lambda _: encoder.path)
     torch.manual_seed(config.training.seed)
     network = new_hypernetwork(
         config.kind, loaded.llm, layer=layer, encoder=encoder.path, reference=encoder.kept_reference,
+        encoder_from=read_as,
     )  # fmt: skip
     reranker = loaded.reranker if config.kind == "tokens" else None
 

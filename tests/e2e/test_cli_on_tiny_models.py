@@ -383,6 +383,11 @@ def test_a_trained_hypernetwork_answers(run: Run) -> None:
     assert json.loads(Path("further/config.json").read_text("utf-8"))["trained_steps"] == 8
     run("ingest", "facts.jsonl", "--hypernetwork", "trained")
     assert "experts" in _json(run("ask", "Where is Lyon?", "--hypernetwork", "trained", "--json"))
+    elsewhere = [*how[:-1], "2", "--encoder-from", "trained"]
+    run("train", "hypernetwork", *elsewhere, "--output", "elsewhere")
+    assert json.loads(Path("elsewhere/config.json").read_text("utf-8"))["layer"] == 2
+    refused = run("train", "hypernetwork", *elsewhere, "--from", "trained", "--output", "other", status=1)
+    assert "--from and --encoder-from exclude each other" in refused.stderr
 
 
 def test_a_hypernetwork_is_trained_by_what_a_reader_of_its_model_reads(run: Run, tiny_reader_dir: Path) -> None:
@@ -433,6 +438,8 @@ def test_layers_are_compared(run: Run) -> None:
     found = _json(run("bench", "layers", *how, "--kind", "pooled", "--output", "sweep", "--json"))
     assert [(row["layer"], row["n"]) for row in found["rows"]] == [(1, 2)]
     assert json.loads(Path("sweep/layers.json").read_text("utf-8"))["rows"] == found["rows"]
+    refused = run("bench", "layers", *how, "--encoder-from", "sweep/layer-1", "--output", "other", status=1)
+    assert "with the encoder of a pooled one" in refused.stderr
 
 
 def test_a_trained_reader_reads_prompts(run: Run, tiny_pooled_dir: Path) -> None:

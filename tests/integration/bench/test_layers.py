@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from knowstore.bench import LayersConfig, can_plot, plot_layers, run_layers
 from knowstore.bench.controls import ControlBench
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError, TrainingError
-from knowstore.experts import load_hypernetwork
-from knowstore.training import TrainingConfig
+from knowstore.experts import TokensHypernetwork, load_hypernetwork
+from knowstore.training import TrainingConfig, TrainingProgress
 
 TRAINING = TrainingConfig(steps=2, batch_questions=4, n_held_out=0, static_steps=0)
 CONFIG = LayersConfig((0, 2), training=TRAINING, limit=4, max_tokens=2)
@@ -59,6 +60,28 @@ def test_each_layer_is_trained_alike_and_scored_against_another_passage(
         pytest.skip("extra `plots` is not installed")
     plot_layers(found["rows"], tmp_path / "layers.png")
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_layer_can_begin_with_a_trained_encoder(
+    tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_is_learnt(network: TokensHypernetwork, *_: Any, **__: Any) -> TrainingProgress:
+        return TrainingProgress(step=1, seconds=0.0, fraction=1.0, part="answering", loss=0.0, gradient_norm=0.0)
+
+    monkeypatch.setattr("knowstore.bench.layers.train_hypernetwork", nothing_is_learnt)
+    config = replace(CONFIG, encoder_from=tiny_models.hypernetwork)
+    run_layers([questions], [questions], tmp_path, config=config, models=tiny_models)
+    trained = load_hypernetwork(Path(tiny_models.hypernetwork)).own_tensors()
+    for layer in CONFIG.layers:
+        begun = load_hypernetwork(tmp_path / f"layer-{layer}").own_tensors()
+        for name, tensor in trained.items():
+            is_reading = name.startswith(("encoder.", "code."))
+            assert not is_reading or torch.equal(begun[name], tensor), name
+        assert not torch.equal(begun["key_code.weight"], trained["key_code.weight"])
+    monkeypatch.undo()
+    other = replace(config, encoder_from=str(tmp_path / "layer-0"))
+    with pytest.raises(ConfigError, match="is not known to be this one: encoder_from is"):
+        run_layers([questions], [questions], tmp_path, config=other, models=tiny_models)
 
 
 @pytest.mark.skipif(not can_plot(), reason="extra `plots` is not installed")
