@@ -1,6 +1,7 @@
 """The expert bank: every passage's expert, encoded, in LanceDB."""
 
-from knowstore.bank.bank import NAME, CacheInfo, ExpertBank, bank_names
+from knowstore.bank.bank import NAME, ExpertBank, bank_names
+from knowstore.bank.cache import CacheInfo
 from knowstore.bank.codec import decode, encode
 from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
 from knowstore.bank.fragments import write_fragment

@@ -6,11 +6,9 @@ whoever asks for them: the bank keeps rows by passage id and knows no snapshots.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -22,8 +20,10 @@ from lancedb.query import LanceQueryBuilder
 from lancedb.table import LanceTable
 
 from knowstore.bank import fragments
+from knowstore.bank.cache import CacheInfo, ExpertCache
 from knowstore.bank.codec import check_codec
 from knowstore.bank.expert import EncodedExpert, ExpertShape, StoredExpert
+from knowstore.bank.places import RowIds
 from knowstore.bank.rows import SCHEMA, from_arrow, to_arrow
 from knowstore.config import BankConfig, Codec
 from knowstore.errors import BankError, FingerprintError, KnowledgeStoreError
@@ -41,17 +41,6 @@ _SMALL_FILE_BYTES = 16 * 1024 * 1024
 _HISTORY = timedelta(hours=1)  # a reader whose version is gone reads again at the latest
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What the memory of decoded experts holds and how often it had what was asked for."""
-
-    hits: int
-    misses: int
-    n_experts: int
-    size_bytes: int
-    max_bytes: int
 
 
 class ExpertBank:
@@ -72,7 +61,7 @@ class ExpertBank:
     ) -> None:
         self._table, self._connection, self._is_fixed = table, connection, is_fixed
         self.fingerprint, self._cache_bytes = fingerprint, cache_bytes
-        self._cache = _Cache(cache_bytes)
+        self._cache, self._row_ids = ExpertCache(cache_bytes), RowIds()
 
     @classmethod
     def open(
@@ -370,8 +359,7 @@ class ExpertBank:
         found = self._cache.get(ids)
         wanted = [passage_id for passage_id in dict.fromkeys(ids) if passage_id not in found]
         if wanted:
-            rows = self._read(lambda table: table.search().where(_is_in(wanted)).to_arrow())
-            for encoded in map(from_arrow, rows.to_pylist()):
+            for encoded in self._encoded(wanted):
                 self._check_fingerprint(encoded)
                 found[encoded.passage_id] = encoded.decode()
             self._cache.put(found[passage_id] for passage_id in wanted if passage_id in found)
@@ -488,6 +476,13 @@ class ExpertBank:
     def _stored(self, ids: Collection[str]) -> set[str]:
         return {row["id"] for chunk in chunks(ids) for row in self._select(_is_in(chunk), ["id"])}
 
+    def _encoded(self, ids: Sequence[str]) -> list[EncodedExpert]:
+        """The rows of ids, those that are stored: by their row ids where these are known, else by a condition."""
+        rows = self._read(lambda table: self._row_ids.read(table, ids))
+        if rows is None:
+            rows = self._read(lambda table: _scan(table, _is_in(ids)).to_arrow())
+        return [from_arrow(row) for row in rows.to_pylist()]
+
     def _check_fingerprint(self, expert: EncodedExpert) -> None:
         if self.fingerprint is not None and expert.fingerprint != self.fingerprint:
             raise FingerprintError(
@@ -540,54 +535,6 @@ def bank_names(uri: str) -> list[str]:
     """The banks in a folder: the one that a store began with, and those of other hypernetworks."""
     names = lancedb.connect(uri).list_tables().tables
     return sorted(name for name in names if name == NAME or name.startswith(f"{NAME}_"))
-
-
-class _Cache:
-    """Decoded experts, least recently used out first, at most `max_bytes` of tensors; safe in threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._experts: OrderedDict[str, StoredExpert] = OrderedDict()
-        self._size_bytes = self._hits = self._misses = 0
-        self._lock = threading.Lock()
-
-    def get(self, ids: Collection[str]) -> dict[str, StoredExpert]:
-        with self._lock:
-            found = {passage_id: self._experts[passage_id] for passage_id in ids if passage_id in self._experts}
-            for passage_id in found:
-                self._experts.move_to_end(passage_id)
-            self._hits += len(found)
-            self._misses += len(set(ids)) - len(found)
-            return found
-
-    def put(self, experts: Iterable[StoredExpert]) -> None:
-        with self._lock:
-            for expert in experts:
-                if expert.size_bytes <= self._max_bytes:
-                    self._remove(expert.passage_id)
-                    self._experts[expert.passage_id] = expert
-                    self._size_bytes += expert.size_bytes
-            while self._size_bytes > self._max_bytes:
-                self._remove(next(iter(self._experts)))
-
-    def drop(self, ids: Iterable[str]) -> None:
-        with self._lock:
-            for passage_id in ids:
-                self._remove(passage_id)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._experts.clear()
-            self._size_bytes = 0
-
-    def info(self) -> CacheInfo:
-        with self._lock:
-            return CacheInfo(self._hits, self._misses, len(self._experts), self._size_bytes, self._max_bytes)
-
-    def _remove(self, passage_id: str) -> None:
-        expert = self._experts.pop(passage_id, None)
-        if expert is not None:
-            self._size_bytes -= expert.size_bytes
 
 
 def _index_ids(table: LanceTable) -> None:
