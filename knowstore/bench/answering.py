@@ -1,4 +1,4 @@
-"""Answers by experts, by passages in the prompt and by the bare model, side by side at several numbers of passages."""
+"""Answers by experts, by passages in the prompt, by both and by the bare model, at several numbers of passages."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Way = tuple[Mode | None, int]
 """A mode and how many passages it keeps; None is the bare model, which gets no passage."""
 
 BARE: Way = (None, 0)
+_MODES: tuple[Mode, ...] = ("experts", "hybrid", "rag")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measure_answers(
         peak_bytes}, medians, each of the seconds with its quartiles as `NAME_quartiles`; and ratios with their
         bootstrap 95 % intervals.
     """
-    ways: list[Way] = [BARE, *(("experts", k) for k in ks), *(("rag", k) for k in ks)]
+    ways: list[Way] = [BARE, *((mode, k) for mode in _MODES for k in ks)]
     taken: dict[Way, list[Taken]] = {way: [] for way in ways}
     drawn = random.Random(seed)
     for number in range(-1, rounds):  # the first round warms up
@@ -98,7 +99,7 @@ def _answer(reader: Reader, question: str, way: Way, hits: Sequence[Hit], search
         chosen = replace(reader, retrieval=replace(reader.retrieval, top_k=k)).weigh(hits) if k else []
         experts = reader.experts([chosen], mode or "experts")
         mount_s = time.perf_counter() - started
-        prompt = prompt_of(question, chosen if mode == "rag" else ())
+        prompt = prompt_of(question, () if mode is None else reader.read(chosen, mode))
         [one] = generate(models.llm, [prompt], experts, models.hypernetwork_config["layer"], reader.generation)
         total_s = time.perf_counter() - started
     return Taken(search_s, mount_s + one.first_token_s, total_s, mount_s, peak.bytes)
@@ -123,11 +124,13 @@ def _ratios(taken: dict[Way, list[Taken]], ks: Sequence[int], seed: int) -> list
         found.append({"name": name, "ratio": ratio, "low": low, "high": high})
 
     for k in ks:
-        experts: Way = ("experts", k)
         rag: Way = ("rag", k)
-        add(f"ttft_rag_over_experts_k{k}", rag, experts, "first_token_s")
-        add(f"total_rag_over_experts_k{k}", rag, experts, "total_s")
-        add(f"ask_ttft_rag_over_experts_k{k}", rag, experts, "ask_first_token_s")
-        add(f"ask_total_rag_over_experts_k{k}", rag, experts, "ask_total_s")
-        add(f"experts_k{k}_over_bare", experts, BARE, "total_s")
+        modes: tuple[Mode, ...] = ("experts", "hybrid")
+        for mode in modes:
+            mounted: Way = (mode, k)
+            add(f"ttft_rag_over_{mode}_k{k}", rag, mounted, "first_token_s")
+            add(f"total_rag_over_{mode}_k{k}", rag, mounted, "total_s")
+            add(f"ask_ttft_rag_over_{mode}_k{k}", rag, mounted, "ask_first_token_s")
+            add(f"ask_total_rag_over_{mode}_k{k}", rag, mounted, "ask_total_s")
+            add(f"{mode}_k{k}_over_bare", mounted, BARE, "total_s")
     return found

@@ -210,11 +210,12 @@ def plot_speed(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_seconds(axes: Axes, answers: Sequence[Mapping[str, Any]], name: str) -> None:
-    for method, colour in (("rag", _COLOURS["shuffled"]), ("experts", _COLOURS["gold"])):
+    for method, colour in (("rag", "shuffled"), ("hybrid", "static"), ("experts", "gold")):
         rows = [row for row in answers if row["method"] == method]
         seconds = [row[name] for row in rows]
         spread = _spread(seconds, [row[f"{name}_quartiles"] for row in rows])
-        axes.errorbar([row["k"] for row in rows], seconds, spread, color=colour, marker="o", capsize=2, label=method)
+        places = [row["k"] for row in rows]
+        axes.errorbar(places, seconds, spread, color=_COLOURS[colour], marker="o", capsize=2, label=method)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("passages")

@@ -28,7 +28,7 @@ def measure_reads(
     experts: Sequence[EncodedExpert], sizes: Sequence[int], *, seed: int = 0
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Fill a bank of each size with real experts, their numbers moved about under new ids, and read five at a time,
-    from every bank in turn.
+    from every bank in turn, after some reads that are not measured.
 
     Args:
         experts: what is copied; all of one fingerprint and codec.

@@ -47,7 +47,7 @@ def test_every_way_is_measured_in_every_round(
     assert isinstance(ratios, list)
     assert isinstance(codecs, list)
     assert [(row["method"], row["k"], row["n"]) for row in answers] == [
-        ("bare", 0, 2), ("experts", 1, 2), ("experts", 2, 2), ("rag", 1, 2), ("rag", 2, 2),
+        ("bare", 0, 2), *((mode, k, 2) for mode in ("experts", "hybrid", "rag") for k in (1, 2)),
     ]  # fmt: skip
     assert Counter(kept) == {1: 3, 2: 3}  # one search for both ways to use it, and the round that warms up
     for row in answers:
@@ -56,6 +56,8 @@ def test_every_way_is_measured_in_every_round(
     assert sizes["float32"] > sizes["float16"] > sizes["int8"] > sizes["latent"]
     by_name = {row["name"]: row["ratio"] for row in ratios}
     assert by_name["ingest_over_pure_forwards"] > 1
+    for mode in ("experts", "hybrid"):
+        assert {f"ttft_rag_over_{mode}_k2", f"total_rag_over_{mode}_k2", f"{mode}_k2_over_bare"} <= by_name.keys()
     if not can_plot():
         pytest.skip("extra `plots` is not installed")
     plot_speed(found, tmp_path / "speed.png")
@@ -85,10 +87,11 @@ def test_banks_are_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     get, read = ExpertBank.get, list[ExpertBank]()
     monkeypatch.setattr(ExpertBank, "get", lambda bank, ids: read.append(bank) or get(bank, ids))
     monkeypatch.setattr(reads, "_N_READS", 4)
+    monkeypatch.setattr(reads, "_N_BEFORE", 1)
     rows, ratios = reads.measure_reads([expert], (30, 20))
     n_places = len(rows) // 2
     rounds = [read[first : first + 2 * n_places] for first in range(0, len(read), 2 * n_places)]
-    assert [len(set(some)) for some in rounds] == [2] * 4
+    assert [len(set(some)) for some in rounds] == [2] * 5
     assert {(row["experts"], row["n"]) for row in rows} == {(20, 4), (30, 4)}
     assert {row["name"] for row in ratios} >= {"read_system_30_over_20", "read_memory_30_over_20"}
 
