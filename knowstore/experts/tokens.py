@@ -208,18 +208,17 @@ class TokensHypernetwork(Hypernetwork):
 
     def keys(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
         """What the white state of the LLM is compared with: (B, T, D)."""
-        word, before = (
-            layer_norm(self._embedded(llm, ids.clamp(min=0)), (self.config.width,))
-            for ids in (tokens.ids, tokens.before)
-        )
-        before = before * (tokens.before >= 0)[..., None]
-        keys: Tensor = self.key_code(tokens.code) + self.key_word(word) + self.key_before(before)
+        words, places = _once(torch.stack([tokens.ids, tokens.before.clamp(min=0)]))
+        embedded = layer_norm(self._embedded(llm, words), (self.config.width,))
+        word, before = self.key_word(embedded)[places[0]], self.key_before(embedded)[places[1]]
+        keys: Tensor = self.key_code(tokens.code) + word + before * (tokens.before >= 0)[..., None]
         return keys.float()  # out of autocast
 
     def values(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
         """What neurons add to the residual stream: (B, T, D), zero where `tokens.mask` is."""
-        words = normalize((self._embedded(llm, tokens.ids) - self.word_mean) @ self.word_map, dim=-1)
-        values = self.value_word(words).float() + self.value_code(tokens.code).float()
+        words, places = _once(tokens.ids)
+        directions = normalize((self._embedded(llm, words) - self.word_mean) @ self.word_map, dim=-1)
+        values = self.value_word(directions).float()[places] + self.value_code(tokens.code).float()
         scaled: Tensor = values * tokens.mask[..., None] * self.log_value.exp()
         return scaled
 
@@ -275,6 +274,12 @@ class TokensHypernetwork(Hypernetwork):
 
     def own_tensors(self) -> dict[str, Tensor]:
         return {name: t for name, t in super().own_tensors().items() if not name.startswith(_EMBEDDINGS)}
+
+
+def _once(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each of the ids once, (N,), and the places there of all, in their shape: a text repeats many of its words."""
+    words, places = torch.unique(ids, return_inverse=True)
+    return words, places
 
 
 def _zero(inner: int, outer: int) -> nn.Linear:
