@@ -27,7 +27,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, pad
-from torch.nn.utils.rnn import pad_sequence
 
 from knowstore.encoders import BaseEncoder
 from knowstore.experts.expert import Expert, Factors, QueryExperts
@@ -233,8 +232,9 @@ class TokensHypernetwork(Hypernetwork):
 
     def neurons(self, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`up` (B, D, T) and `down` (B, T, D): x up is what `scores` gives, less the threshold."""
-        up = ((keys - self.no_token) / _TEMPERATURE) @ self.whitener.T
-        offset = (up @ self.x_mean)[..., None] + self.key_bias + self.threshold
+        up = (((keys - self.no_token) / _TEMPERATURE) @ self.whitener.T).float()
+        with torch.autocast(up.device.type, enabled=False):
+            offset = (up @ self.x_mean)[..., None] + self.key_bias + self.threshold
         return ((up - offset * self.const) * mask[..., None]).mT, values
 
     @torch.no_grad()
@@ -258,17 +258,17 @@ class TokensHypernetwork(Hypernetwork):
     def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
         device = self.const.device
         each = [latent.tensors for latent in latents]
-        ids = pad_sequence([one["ids"].long() for one in each], batch_first=True).to(device)
-        before = torch.cat([torch.stack([one["before"].long() for one in each]).to(device), ids], 1)[:, :-1]
-        lengths = torch.tensor([len(one["ids"]) for one in each], device=device)
-        mask = torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]
-        code = pad_sequence([one["code"].float() for one in each], batch_first=True).to(device)
-        tokens = Tokens(code, ids, before, mask)
-        up, down = self.neurons(self.keys(llm, tokens), self.values(llm, tokens), mask)
-        experts = []
-        for row, latent in enumerate(latents):
-            n = int(lengths[row])
-            tensors = {"up": up[row, :, :n].cpu().contiguous(), "down": down[row, :n].cpu().contiguous()}
+        ids = torch.cat([one["ids"] for one in each]).long().to(device)
+        before = torch.cat([torch.cat([one["before"], one["ids"]])[:-1] for one in each]).long().to(device)
+        code = torch.cat([one["code"].float() for one in each]).to(device)
+        is_neuron = torch.ones(1, len(ids), dtype=torch.bool, device=device)
+        tokens = Tokens(code[None], ids[None], before[None], is_neuron)  # of all passages in a row
+        with torch.autocast(device.type, llm.dtype, enabled=llm.dtype == torch.bfloat16):  # as in training
+            up, down = self.neurons(self.keys(llm, tokens), self.values(llm, tokens), is_neuron)
+        experts, first = [], 0
+        for latent in latents:
+            ours = slice(first, first := first + len(latent.tensors["ids"]))
+            tensors = {"up": up[0, :, ours].cpu().contiguous(), "down": down[0, ours].cpu().contiguous()}
             experts.append(Expert("neurons", tensors, latent.segment_ranks))
         return experts
 
