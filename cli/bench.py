@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knowstore.config import Codec
+from knowstore.config import BankConfig, Codec
 from knowstore.records import Mode
 
 from .audit import describe_all
@@ -331,7 +331,7 @@ def speed(
     sizes: Annotated[
         str, typer.Option(help="Experts in the banks that are read, with commas between; empty for none.")
     ] = "1000",
-    codec: Annotated[Codec, typer.Option(help="How experts are kept.")] = "float16",
+    codec: Annotated[Codec, typer.Option(help="How experts are kept.")] = BankConfig.codec,
     seed: Annotated[int, typer.Option(help="Draws the order and the experts that are read.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for speed.json and, with the extra `plots`, speed.png.")

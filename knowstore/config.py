@@ -64,7 +64,7 @@ class SplitConfig:
 class BankConfig:
     """How experts are kept: the codec, and how many bytes of decoded experts stay in memory."""
 
-    codec: Codec = "float16"
+    codec: Codec = "latent"
     cache_bytes: int = 512 * 1024 * 1024
 
     def __post_init__(self) -> None:

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING
 
 from knowstore._answering import combine_weighed
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bank import EncodedExpert, StoredExpert
 from knowstore.baselines.edits import Edit, Edited, EditQuestion, Served, Teach
 from knowstore.baselines.search import Indexed, TaughtSearch
-from knowstore.config import RetrievalConfig
+from knowstore.config import BankConfig, RetrievalConfig
 from knowstore.records import Passage
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, FrozenLLM
-
-_FLOAT16_BYTES = 2
+    from knowstore.experts import FrozenLLM
 
 
 @dataclass(frozen=True)
 class MountedExperts:
     """Experts of the passages, weighed as `ask` weighs them; with `finds_passages` they are looked for, see
-    `TaughtSearch`. Experts count as kept in float16, as the bank keeps them by default."""
+    `TaughtSearch`. They count as kept by the codec that a new store has by default."""
 
     models: LoadedModels
     finds_passages: bool = False
@@ -44,25 +43,28 @@ class MountedExperts:
         """Generate an expert and vectors for each passage, one passage at a time; the LLM is not touched."""
         search = TaughtSearch(self.models, self.finds_passages)
         taught: list[Indexed] = []
-        experts: dict[str, Expert] = {}
+        made: dict[str, StoredExpert] = {}
 
         def serve(asked: Sequence[EditQuestion]) -> Served:
-            return Served(combine_weighed(search.choose(taught, asked), experts, self.models, RetrievalConfig.grain))
+            chosen = search.choose(taught, asked)
+            ids = list(dict.fromkeys(one.passage_id for mounted in chosen for one in mounted))
+            experts = dict(zip(ids, self.models.mountable([made[passage_id] for passage_id in ids]), strict=True))
+            return Served(combine_weighed(chosen, experts, self.models, RetrievalConfig.grain))
 
         def teach(edits: Sequence[Edit]) -> Edited:
             started = time.perf_counter()
             for edit in edits:
                 taught.append(search.index(edit.passage))
-                experts[edit.passage.passage_id] = self._generate(llm, edit.passage, taught[-1])
+                made[edit.passage.passage_id] = self._generate(edit.passage, taught[-1])
             seconds = time.perf_counter() - started
-            kept = sum(_FLOAT16_BYTES * tensor.numel() for one in experts.values() for tensor in one.tensors.values())
+            kept = sum(len(EncodedExpert.make(one, BankConfig.codec, "", 0).data) for one in made.values())
             return Edited(seconds, kept, serve, self.models.hypernetwork.config.layer)
 
         yield teach
 
-    def _generate(self, llm: FrozenLLM, passage: Passage, indexed: Indexed) -> Expert:
+    def _generate(self, passage: Passage, indexed: Indexed) -> StoredExpert:
         from knowstore.experts import PassageInput
 
-        spans = tuple(indexed.item.spans)
-        [expert] = self.models.hypernetwork.generate(llm, [PassageInput(passage.title, passage.text, spans)])
-        return expert
+        inputs = [PassageInput(passage.title, passage.text, tuple(indexed.item.spans))]
+        [made] = self.models.generate([passage.passage_id], inputs, latent=BankConfig.codec == "latent")
+        return made
