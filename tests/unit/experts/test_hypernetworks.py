@@ -22,6 +22,7 @@ from knowstore.experts import (
     TokensConfig,
     TokensHypernetwork,
     load_hypernetwork,
+    load_llm,
 )
 from knowstore.experts.llm import pad_ids
 from knowstore.experts.tokens import _places
@@ -168,6 +169,19 @@ def test_an_expert_does_not_depend_on_the_batch_it_was_made_in(
     assert_same(together[1], hypernetwork.generate(tiny_llm, [passage])[0])
     assert_same(together[0], hypernetwork.generate(tiny_llm, [others[0]])[0])
     assert_same(together[2], hypernetwork.generate(tiny_llm, [others[1]])[0])
+
+
+def test_experts_for_a_model_in_bfloat16_are_close_and_kept_exact(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM, tiny_llm_dir: Path
+) -> None:
+    passages = [whole("Lyon lies in France."), whole("The river Rhone flows there, and the Saone.")]
+    latents = tokens.encode(tiny_llm, passages)
+    exact = tokens.materialise(tiny_llm, latents)
+    rounded = tokens.materialise(load_llm(tiny_llm_dir, dtype=torch.bfloat16), latents)
+    for a, b in zip(exact, rounded, strict=True):
+        for name, tensor in a.tensors.items():
+            assert b.tensors[name].dtype == torch.float32
+            assert (b.tensors[name] - tensor).norm() < 0.02 * tensor.norm()
 
 
 def test_different_passages_get_different_experts(hypernetwork: Hypernetwork, tiny_llm: FrozenLLM) -> None:
