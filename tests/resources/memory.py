@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from knowstore.config import BankConfig
 from knowstore.store import KnowledgeStore
 from tests.resources.models import StandInModels
 
@@ -47,7 +48,8 @@ def measure(folder: Path, size_bytes: int, *, is_planned: bool) -> None:
             due[stage] = done + _EVERY
             _say(stage=stage, done=done)
 
-    with KnowledgeStore.open(folder / "kb", on_progress=on_progress) as store:
+    bank = BankConfig(codec="float16")  # of experts, which the stand-ins make
+    with KnowledgeStore.open(folder / "kb", bank=bank, on_progress=on_progress) as store:
         store.models = StandInModels()
         store.models.on_progress = on_progress
         n_new = store.plan([str(file)]).new if is_planned else store.ingest([str(file)]).passages_added

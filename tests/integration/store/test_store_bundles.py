@@ -35,7 +35,8 @@ def exported(
 ) -> Path:
     """The store `origin`, which holds facts 0 to 2 and 4, and 3 removed; 0 has two sources. `bundle` is its export."""
     folder = tmp_path_factory.mktemp("exported")
-    with KnowledgeStore.open(folder / "origin", models=tiny_models, cache_dir=cache_dir) as store:
+    codec = BankConfig(codec="float16")
+    with KnowledgeStore.open(folder / "origin", models=tiny_models, bank=codec, cache_dir=cache_dir) as store:
         store.add(facts[:4])
         store.remove([facts[3].passage_id])
         store.add([replace(facts[0], source="elsewhere"), facts[4]])
@@ -278,6 +279,12 @@ def _not_finite(expert: EncodedExpert) -> EncodedExpert:
     return replace(expert, data=save(tensors))
 
 
+def _latent_not_finite(expert: EncodedExpert) -> EncodedExpert:
+    ids, before = np.ones(expert.rank, np.int32), np.array([-1], np.int32)
+    data = save({"code": np.full((expert.rank, 8), np.nan, np.float32), "ids": ids, "before": before})
+    return replace(expert, form="latent", codec="latent", data=data)
+
+
 def _as_factors(expert: EncodedExpert) -> EncodedExpert:
     up, down = np.ones((32, expert.rank), np.float32), np.ones((expert.rank, 32), np.float32)
     data = encode({"up1": up, "up2": down, "dw1": up, "dw2": down}, "float32")
@@ -353,6 +360,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "segments without end": lambda b: _forge(
         b, lambda expert: replace(expert, segment_ranks=(*[0] * 1000, expert.rank))
     ),
+    "latents that are not finite": lambda b: _forge(b, _latent_not_finite),
     "latents without a code": _latent(code=np.ones(3, np.float32)),
     "latents with other arrays": _latent(more=np.ones(1, np.float32)),
     "latents of words that there are none of": _latent(before=np.array([10**6])),
@@ -415,7 +423,7 @@ FORGERIES_OF_FACTORS: dict[str, Callable[[EncodedExpert], EncodedExpert]] = {
 def test_experts_that_the_paper_s_hypernetwork_cannot_have_made_are_refused(
     forgery: str, open_store: Open, facts: list[Passage], pooled: ModelConfig, tmp_path: Path
 ) -> None:
-    store = open_store("origin", models=pooled)
+    store = open_store("origin", models=pooled, bank=BankConfig(codec="float16"))
     store.add(facts[:4])
     store.export(tmp_path / "bundle")
     copy = open_store(models=pooled)
