@@ -348,7 +348,7 @@ def speed(
     make(output)
     config = SpeedConfig(
         n_passages=limit, ks=numbers(top_k, "--top-k"), rounds=rounds, n_tokens=tokens,
-        sizes=numbers(sizes, "--sizes"), codec=codec, seed=seed,
+        sizes=numbers(sizes, "--sizes") if sizes else (), codec=codec, seed=seed,
     )  # fmt: skip
     starts = [sys.executable, "-c", f"from {__package__} import main; main()"]
     found: dict[str, Any] = run_speed(

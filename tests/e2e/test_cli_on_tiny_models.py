@@ -360,6 +360,8 @@ def test_speed_is_measured_beside_what_one_would_use_instead(run: Run) -> None:
     assert found["startup"]["help_s"] < found["startup"]["first_ask_s"]
     assert json.loads(Path("out/speed.json").read_text("utf-8"))["ratios"] == found["ratios"]
     assert "whole numbers" in run("bench", "speed", "--corpus", "places.jsonl", "--sizes", "many", status=2).stderr
+    few = ["--limit", "24", "--rounds", "1", "--tokens", "2", "--top-k", "1", "--sizes", ""]
+    assert _json(run("bench", "speed", "--corpus", "places.jsonl", *few, "--json"))["reads"] == []
 
 
 def _write_questions() -> None:
