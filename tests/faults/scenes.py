@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from knowstore._loaded import LoadedModels
 from knowstore.audits import add_probes, run_audit
 from knowstore.catalog import schema
-from knowstore.config import GenerationConfig, RetrievalConfig
+from knowstore.config import BankConfig, GenerationConfig, RetrievalConfig
 from knowstore.errors import ConfigError, PassageError, UnknownPassageError
 from knowstore.records import Passage, Probe
 from knowstore.store import KnowledgeStore
@@ -27,11 +27,14 @@ from tests.faults.places import Place
 
 _RETRIEVAL = RetrievalConfig(n_candidates=60, null_threshold=None)
 _GENERATION = GenerationConfig(max_tokens=2)
+_BANK = BankConfig(codec="float16")  # latents of stand-ins have three numbers, which several passages share
 
 
 def open_store(folder: Path, models: LoadedModels, catalog_url: str | None = None) -> KnowledgeStore:
     """The store in `folder`, with the stand-ins for its models."""
-    store = KnowledgeStore.open(folder, catalog_url=catalog_url, retrieval=_RETRIEVAL, generation=_GENERATION)
+    store = KnowledgeStore.open(
+        folder, catalog_url=catalog_url, bank=_BANK, retrieval=_RETRIEVAL, generation=_GENERATION
+    )
     store.models, store._followed = models, None
     return store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from knowstore.bank import bank_names
-from knowstore.config import ModelConfig
+from knowstore.config import BankConfig, ModelConfig
 from knowstore.errors import ConfigError, PassageError
 from knowstore.records import Passage
 from knowstore.store import KnowledgeStore
@@ -18,6 +18,7 @@ from knowstore.store import KnowledgeStore
 Open = Callable[..., KnowledgeStore]
 Count = Callable[[], int]
 QUESTION = "When was Rome founded?"
+TENSORS = BankConfig(codec="float16")  # which tell by their form who made them, as latents do not
 
 
 def _said(store: KnowledgeStore) -> object:
@@ -33,7 +34,7 @@ def _forms(store: KnowledgeStore) -> set[str]:
 def test_a_store_goes_over_to_another_hypernetwork_and_back(
     open_store: Open, facts: list[Passage], pooled: ModelConfig, n_generated: Count
 ) -> None:
-    store = open_store()
+    store = open_store(bank=TENSORS)
     store.add(facts[:3])
     store.remove([facts[2].passage_id])
     before = _said(store)
@@ -82,7 +83,7 @@ def test_readers_go_on_while_experts_are_made_and_follow_when_they_named_no_mode
 def test_writers_that_named_no_models_follow_as_well(
     open_store: Open, facts: list[Passage], pooled: ModelConfig
 ) -> None:
-    open_store().add(facts[:2])
+    open_store(bank=TENSORS).add(facts[:2])
     writing, undoing = open_store(models=None), open_store(models=None)
     other = open_store(models=pooled)
     other.reexpert()
