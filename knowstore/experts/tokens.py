@@ -207,7 +207,8 @@ class TokensHypernetwork(Hypernetwork):
 
     def keys(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
         """What the white state of the LLM is compared with: (B, T, D)."""
-        words, places = _once(torch.stack([tokens.ids, tokens.before.clamp(min=0)]))
+        both = torch.stack([tokens.ids, tokens.before.clamp(min=0)])
+        words, places = torch.unique(both, return_inverse=True)  # a text repeats many of its words
         embedded = layer_norm(self._embedded(llm, words), (self.config.width,))
         word, before = self.key_word(embedded)[places[0]], self.key_before(embedded)[places[1]]
         keys: Tensor = self.key_code(tokens.code) + word + before * (tokens.before >= 0)[..., None]
@@ -215,7 +216,7 @@ class TokensHypernetwork(Hypernetwork):
 
     def values(self, llm: FrozenLLM, tokens: Tokens) -> Tensor:
         """What neurons add to the residual stream: (B, T, D), zero where `tokens.mask` is."""
-        words, places = _once(tokens.ids)
+        words, places = torch.unique(tokens.ids, return_inverse=True)
         directions = normalize((self._embedded(llm, words) - self.word_mean) @ self.word_map, dim=-1)
         values = self.value_word(directions).float()[places] + self.value_code(tokens.code).float()
         scaled: Tensor = values * tokens.mask[..., None] * self.log_value.exp()
@@ -274,12 +275,6 @@ class TokensHypernetwork(Hypernetwork):
 
     def own_tensors(self) -> dict[str, Tensor]:
         return {name: t for name, t in super().own_tensors().items() if not name.startswith(_EMBEDDINGS)}
-
-
-def _once(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each of the ids once, (N,), and the places there of all, in their shape: a text repeats many of its words."""
-    words, places = torch.unique(ids, return_inverse=True)
-    return words, places
 
 
 def _zero(inner: int, outer: int) -> nn.Linear:
