@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from knowstore._answering import combine_weighed
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bank import EncodedExpert, StoredExpert
+from knowstore.bank import EncodedExpert
 from knowstore.baselines.edits import Edit, Edited, EditQuestion, Served, Teach
 from knowstore.baselines.search import Indexed, TaughtSearch
 from knowstore.config import BankConfig, RetrievalConfig
@@ -19,11 +19,13 @@ from knowstore.records import Passage
 if TYPE_CHECKING:
     from knowstore.experts import FrozenLLM
 
+_BATCH = 0  # there are no edit batches
+
 
 @dataclass(frozen=True)
 class MountedExperts:
     """Experts of the passages, weighed as `ask` weighs them; with `finds_passages` they are looked for, see
-    `TaughtSearch`. They count as kept by the codec that a new store has by default."""
+    `TaughtSearch`. They are kept by the codec that a new store has by default."""
 
     models: LoadedModels
     finds_passages: bool = False
@@ -43,12 +45,13 @@ class MountedExperts:
         """Generate an expert and vectors for each passage, one passage at a time; the LLM is not touched."""
         search = TaughtSearch(self.models, self.finds_passages)
         taught: list[Indexed] = []
-        made: dict[str, StoredExpert] = {}
+        made: dict[str, EncodedExpert] = {}
 
         def serve(asked: Sequence[EditQuestion]) -> Served:
             chosen = search.choose(taught, asked)
             ids = list(dict.fromkeys(one.passage_id for mounted in chosen for one in mounted))
-            experts = dict(zip(ids, self.models.mountable([made[passage_id] for passage_id in ids]), strict=True))
+            stored = [made[passage_id].decode() for passage_id in ids]
+            experts = dict(zip(ids, self.models.mountable(stored), strict=True))
             return Served(combine_weighed(chosen, experts, self.models, RetrievalConfig.grain))
 
         def teach(edits: Sequence[Edit]) -> Edited:
@@ -57,14 +60,14 @@ class MountedExperts:
                 taught.append(search.index(edit.passage))
                 made[edit.passage.passage_id] = self._generate(edit.passage, taught[-1])
             seconds = time.perf_counter() - started
-            kept = sum(len(EncodedExpert.make(one, BankConfig.codec, "", 0).data) for one in made.values())
+            kept = sum(len(one.data) for one in made.values())
             return Edited(seconds, kept, serve, self.models.hypernetwork.config.layer)
 
         yield teach
 
-    def _generate(self, passage: Passage, indexed: Indexed) -> StoredExpert:
+    def _generate(self, passage: Passage, indexed: Indexed) -> EncodedExpert:
         from knowstore.experts import PassageInput
 
         inputs = [PassageInput(passage.title, passage.text, tuple(indexed.item.spans))]
         [made] = self.models.generate([passage.passage_id], inputs, latent=BankConfig.codec == "latent")
-        return made
+        return EncodedExpert.make(made, BankConfig.codec, self.models.fingerprints["experts"], _BATCH)
