@@ -337,7 +337,7 @@ def speed(
         Path | None, typer.Option(help="Folder for speed.json and, with the extra `plots`, speed.png.")
     ] = None,
 ) -> None:
-    """Time experts beside passages in the prompt and the bare model, ingest and reads; needs no store.
+    """Time experts beside passages in the prompt, both and the bare model, ingest and reads; needs no store.
 
     Everything is measured in turn in one run, on a store of its own in a temporary folder. A ratio A over B is the
     time of A divided by that of B.

@@ -142,12 +142,13 @@ def hypernetwork(
         read_as = None if encoder_from is None else _trained(session, encoder_from)
         torch.manual_seed(config.seed)
         network = _network(session, llm, start, kind, layer, max_norm, read_as)
-        begun_with = {"start": network} if start is not None else {} if read_as is None else {"encoder": read_as}
+        begun_with = {"start": None if start is None else network, "encoder": read_as}
+        digests = {part: trained.fingerprint() for part, trained in begun_with.items() if trained is not None}
         reranker = _joint_reranker(session, llm) if kind == "tokens" else None
         kept = train_hypernetwork(
             network, llm, rows, config, work, is_started=start is not None, reranker=reranker,
             teacher=_teacher(session, llm) if config.distil_weight else None, ranks=ranks,
-            made_with={"llm": digest} | {part: trained.fingerprint() for part, trained in begun_with.items()},
+            made_with={"llm": digest} | digests,
             on_progress=lambda one: _show(session, work, one, _quality(one), f"{one.part}, "),
         )  # fmt: skip
     if ranks.is_first:
