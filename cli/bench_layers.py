@@ -1,4 +1,4 @@
-"""`knowstore bench layers` and `knowstore bench ceiling`: where experts stand, and what they could carry there."""
+"""`knowstore bench layers`, `ablation` and `ceiling`: where experts stand, what makes them, what they could carry."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .session import Session, given
 
 _LAYERS = (4, 8, 12, 16, 20)
 
+AskedFiles = Annotated[list[Path], typer.Option(help="QA rows that are asked, of other passages; may be repeated.")]
+
 
 @command(bench, example="knowstore bench layers --train train.jsonl.gz --data qa.jsonl --output layers")
 def layers(
@@ -22,7 +24,7 @@ def layers(
         list[Path],
         typer.Option(help="QA rows {question, answers, passage: {title, text}} to train on; may be repeated."),
     ],
-    data: Annotated[list[Path], typer.Option(help="QA rows that are asked, of other passages; may be repeated.")],
+    data: AskedFiles,
     output: Annotated[
         Path, typer.Option(help="Folder for the hypernetworks, layers.json and, with the extra `plots`, layers.png.")
     ],
@@ -53,6 +55,51 @@ def layers(
         train, data, output, config=config, models=session.model_config(), on_progress=session.output.progress
     )
     draw(session, output / "layers.png", lambda path: plot_layers(found["rows"], path))
+    finish(session, found)
+
+
+@command(
+    bench, example="knowstore bench ablation --train train.jsonl.gz --data qa.jsonl --output ablation --minutes 10"
+)
+def ablation(
+    session: Session,
+    data: AskedFiles,
+    output: Annotated[
+        Path,
+        typer.Option(help="Folder for the hypernetworks, ablation.json and, with the extra `plots`, ablation.png."),
+    ],
+    train: Annotated[
+        list[Path] | None, typer.Option(help="QA rows to train on; may be repeated. Not needed with 0 minutes.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="A trained `tokens` hypernetwork that each begins with.")
+    ] = "default",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="What is changed, as `completion` or `no-query`; may be repeated. `whole` changes nothing."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.0, help="How long to train each; 0 leaves all as they are.")] = 10.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps for each, instead of minutes.")] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each file that are asked.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the order of training, and the questions.")] = 0,
+) -> None:
+    """Train a hypernetwork on with one signal more or one part less, and compare what its experts carry.
+
+    Changes are the right passage's experts against the first variant's. Signals are `no-pointing`, `completion`,
+    `contrast`, `nothing`, `distil`, `mounted-4` and `hard-negatives`; parts `no-code`, `no-word`, `no-before`,
+    `no-value-code`, `no-query`, `no-static`, `half-values` and `double-values`; without `--variant` each is tried.
+    Interrupted, it goes on where it was when it is run again with the same options and files.
+    """
+    from knowstore.bench import VARIANTS, AblationConfig, plot_ablation, run_ablation
+    from knowstore.training import TrainingConfig
+
+    session.kept = "every variant that was trained; run the same command again to go on"
+    training = TrainingConfig(minutes=minutes, steps=steps, seed=seed, pointing_share=0.0, static_steps=0)
+    config = AblationConfig(start, tuple(variant or VARIANTS), training, limit, seed)
+    found: dict[str, Any] = run_ablation(
+        train or [], data, output, config=config, models=session.model_config(), on_progress=session.output.progress
+    )
+    draw(session, output / "ablation.png", lambda path: plot_ablation(found["rows"], path))
     finish(session, found)
 
 

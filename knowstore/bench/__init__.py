@@ -2,6 +2,7 @@
 fast everything is."""
 
 from knowstore._drawing import can_plot
+from knowstore.bench.ablation import VARIANTS, AblationConfig, run_ablation
 from knowstore.bench.answers import run_answers
 from knowstore.bench.ceiling import CeilingConfig, run_ceiling
 from knowstore.bench.codecs import run_codecs
@@ -14,6 +15,7 @@ from knowstore.bench.method_plots import plot_methods, plot_sequence
 from knowstore.bench.methods import run_methods
 from knowstore.bench.peers import PeersConfig, lacking_peers, run_peers
 from knowstore.bench.plots import (
+    plot_ablation,
     plot_answers,
     plot_ceiling,
     plot_controls,
@@ -28,6 +30,8 @@ from knowstore.bench.sequence import SequenceConfig, run_sequence
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
+    "VARIANTS",
+    "AblationConfig",
     "CeilingConfig",
     "EditsConfig",
     "LayersConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "SpeedConfig",
     "can_plot",
     "lacking_peers",
+    "plot_ablation",
     "plot_answers",
     "plot_ceiling",
     "plot_controls",
@@ -47,6 +52,7 @@ __all__ = [
     "plot_speed",
     "plot_training",
     "read_unrelated",
+    "run_ablation",
     "run_answers",
     "run_ask",
     "run_ceiling",

@@ -3,31 +3,25 @@ and the answers with the right passage's expert are compared with those with ano
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bench.controls import open_benches, read_cases
+from knowstore.bench.controls import read_cases
 from knowstore.bench.resuming import keep_run
-from knowstore.bench.scoring import share
+from knowstore.bench.trained import Rows, digest_of, gains, keep_scores, kept_scores
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
-from knowstore.evaluation import exact_match, token_f1
 from knowstore.models import NO_READER, directory_fingerprint, resolve
 from knowstore.sources import sentence_spans
 from knowstore.training import TrainingConfig, load_questions, train_hypernetwork
 
 if TYPE_CHECKING:
     from knowstore.training import TrainingData
-
-Rows = list[dict[str, Any]]
-_SCORES = {"em": exact_match, "f1": token_f1}
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def run_layers(
     if config.encoder_from is not None:
         found_in = resolve(config.encoder_from, "hypernetwork").path
         settings["encoder_from"] = directory_fingerprint(found_in)
-    keep_run(output / "settings.json", settings, _digest([*train, *data]), is_begun=any(output.glob("layer-*")))
+    keep_run(output / "settings.json", settings, digest_of([*train, *data]), is_begun=any(output.glob("layer-*")))
     for path in data:
         read_cases(path, config.limit, config.seed)  # refused now, not when a layer was trained
     loaded = LoadedModels(models, on_progress=on_progress)
@@ -95,17 +89,16 @@ def run_layers(
         folder = output / f"layer-{layer}"
         if on_progress is not None:
             on_progress(f"layer {layer}", place, len(config.layers))
-        if not (folder / "scores.json").exists():
+        scores = kept_scores(folder)
+        if scores is None:
             questions = questions or load_questions(train, sentence_spans)
             steps = _train(layer, questions, folder, config, loaded)
-            scores = _score(layer, steps, data, folder, config, models, on_progress)
-            temporary = folder / "scores.json.new"
-            temporary.write_text(json.dumps(scores) + "\n", "utf-8")
-            temporary.replace(folder / "scores.json")
-        rows += json.loads((folder / "scores.json").read_text("utf-8"))
-    found = {"rows": rows, "config": described, "seconds": time.perf_counter() - started}
-    (output / "layers.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    return found
+            found = gains(folder, data, models, config.limit, config.seed, config.max_tokens, on_progress)
+            scores = keep_scores(folder, [{"layer": layer, "steps": steps} | row for row, _ in found])
+        rows += scores
+    result = {"rows": rows, "config": described, "seconds": time.perf_counter() - started}
+    (output / "layers.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return result
 
 
 def _check(layers: Sequence[int], loaded: LoadedModels) -> None:
@@ -149,40 +142,3 @@ def _train(layer: int, questions: TrainingData, folder: Path, config: LayersConf
     network.config = replace(network.config, trained_steps=kept.step)
     network.save(folder)
     return kept.step
-
-
-def _score(
-    layer: int, steps: int, data: Sequence[Path], folder: Path, config: LayersConfig, models: ModelConfig,
-    on_progress: OnProgress | None,
-) -> Rows:  # fmt: skip
-    """A row for each file."""
-    asked = replace(models, hypernetwork=str(folder))
-    rows: Rows = []
-    for bench in open_benches(data, asked, config.limit, config.seed, config.max_tokens, on_progress):
-        everything = list(range(len(bench.cases)))
-        accepted = [case.answers for case in bench.cases]
-        texts = {
-            "gold": bench.answers(config.kind, everything, list(everything)),
-            "shuffled": bench.answers(config.kind, everything, list(bench.others)),
-        }
-        row: dict[str, Any] = {"layer": layer, "data": bench.name, "n": len(everything), "steps": steps}
-        for name, score in _SCORES.items():
-            each = {
-                control: [score(text, answers) for text, answers in zip(some, accepted, strict=True)]
-                for control, some in texts.items()
-            }
-            gains = [gold - shuffled for gold, shuffled in zip(each["gold"], each["shuffled"], strict=True)]
-            for control, values in each.items():
-                row |= share(f"{control}_{name}", values, config.seed)
-            row |= share(f"{name}_gain", gains, config.seed)
-        rows.append(row)
-    return rows
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Tells files from others, whatever they are called; one that cannot be read is left to its reader."""
-    known = hashlib.sha256()
-    for path in paths:
-        with suppress(OSError):
-            known.update(hashlib.sha256(path.read_bytes()).digest())
-    return known.hexdigest()

@@ -132,6 +132,27 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_ablation(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what `run_ablation` found: a panel for each file, a bar of EM with the right passage's expert for each
+    variant, with its 95 % interval.
+
+    Args:
+        rows: as `run_ablation` gives them.
+        path: where to; the suffix says the format, PNG, SVG or PDF.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    bars = [row | {"em": row["gold_em"], "em_ci": row["gold_em_ci"]} for row in map(dict, rows)]
+    figure, panels = _bar_panels(bars, 6.4)
+    for axes, name, some in panels:
+        labels = [f"{row['variant']}, {row['steps']:,} steps" if row["steps"] else row["variant"] for row in some]
+        _draw_bars(axes, some, labels, [_COLOURS["gold"]] + [_COLOURS["none"]] * (len(some) - 1))
+        axes.set_xlim(0, max(60.0, *(100 * row["em_ci"][1] for row in some)) + 12)
+        axes.set_title(f"{name}, {some[0]['n']} questions", fontsize=10)
+    figure.savefig(path)
+
+
 def plot_ceiling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what `run_ceiling` found: a panel for each file, a bar of EM with its 95 % interval for each kind of expert.
 

@@ -444,6 +444,18 @@ def test_layers_are_compared(run: Run) -> None:
     assert "with the encoder of a pooled one" in refused.stderr
 
 
+def test_parts_and_signals_are_compared(run: Run, tiny_models: ModelConfig) -> None:
+    _write_questions()
+    how = ["--data", "qa.jsonl", "--from", tiny_models.hypernetwork, "--limit", "2", "--variant", "whole", "--variant"]
+    found = _json(run("bench", "ablation", *how, "no-query", "--minutes", "0", "--output", "parts", "--json"))
+    assert [(row["variant"], row["n"], row["steps"]) for row in found["rows"]] == [("whole", 2, 0), ("no-query", 2, 0)]
+    trained = ["--train", "qa.jsonl", "--steps", "1", "--output", "signals"]
+    found = _json(run("bench", "ablation", *how, "contrast", *trained, "--json"))
+    assert [(row["variant"], row["steps"]) for row in found["rows"]] == [("whole", 1), ("contrast", 1)]
+    assert json.loads(Path("signals/ablation.json").read_text("utf-8"))["rows"] == found["rows"]
+    assert "no questions to train on" in run("bench", "ablation", *how, "contrast", "--output", "x", status=1).stderr
+
+
 def test_a_trained_reader_reads_prompts(run: Run, tiny_pooled_dir: Path) -> None:
     _write_questions()
     how = ["--data", "qa.jsonl", "--steps", "2", "--batch-questions", "2", "--output", "trained"]
