@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,12 +24,13 @@ from knowstore.records import Answer, Hit, Mode, MountedExpert, Passage
 from knowstore.retrieval import Reranker, RerankItem, RerankScore, relevance, word_relevance
 
 if TYPE_CHECKING:
-    from knowstore.experts import Expert, Experts, FrozenLLM, Generated, Prompt
+    from knowstore.experts import Experts, FrozenLLM, Generated, Mountable, Prompt
 
 Vector = npt.NDArray[np.float32]
 ASKED_AT_ONCE = 1024  # questions of which all that was found is in memory
 _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
 _ABSURD = 100.0  # times the bound on what experts add
+_LEAST_RELEVANCE = 1e-5  # of the best passage's, under which a passage's words weigh next to nothing together
 _WORD = re.compile(r"\w+")
 
 
@@ -73,7 +75,7 @@ class Reader:
 
     def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
         """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
-        less detail."""
+        less detail, and so may those whose relevance is next to nothing."""
         with timer.stage("embed question"):
             vector = self.models.retriever.encode_questions([question])[0]
         with timer.stage("search"):
@@ -83,8 +85,13 @@ class Reader:
                 RerankItem(c.title, c.text, c.segments, None, c.segment_vectors, c.vector_score) for c in candidates
             ]
             newer = self._newer_twins(question, candidates)
-            n_best = None if n_best is None else n_best + len(newer)  # what has a newer twin makes room for others
-            scores = self.models.reranker.score(question, items, vector, n_best=n_best) if items else []
+            margin = math.inf
+            if n_best and newer:
+                n_best += len(newer)  # what has a newer twin makes room for others, which may score far less
+            elif n_best:
+                margin = -math.log(_LEAST_RELEVANCE) * self.retrieval.temperature
+            score = self.models.reranker.score
+            scores = score(question, items, vector, n_best=n_best, margin=margin) if items else []
         hits = [
             Hit(
                 c.id, c.title, c.text, c.source, c.date, c.live_from, c.score, s.score, tuple(c.segments),
@@ -139,10 +146,7 @@ class Reader:
         """The experts of B questions, read from the bank and materialised at once, ready to be mounted."""
         from knowstore.experts import Amplitude
 
-        ids = list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted))
-        stored = self.bank.get(ids)
-        experts = dict(zip(ids, self.models.mountable([stored[passage_id] for passage_id in ids]), strict=True))
-        combined = combine_weighed(questions, experts, self.models, self.retrieval.grain)
+        combined = combine_weighed(questions, self.bank.get, self.models, self.retrieval.grain)
         return replace(combined, amplitude=Amplitude())
 
     def experts(self, questions: Sequence[Sequence[MountedExpert]], mode: Mode) -> Experts | None:
@@ -152,8 +156,7 @@ class Reader:
 
         if not any(questions):
             return None
-        reader = None if mode == "experts" else self.models.reader
-        tuned = None if reader is None else reader.static_experts(self.models.llm)
+        tuned = None if mode == "experts" else self.models.reader_experts
         if mode == "rag":
             return None if tuned is None else on_where([bool(mounted) for mounted in questions], tuned)
         self.models.check_trained()
@@ -184,9 +187,9 @@ class Reader:
         return found
 
     def choose(self, question: str, mode: Mode, filters: Filters | None) -> Chosen:
-        """Find and weigh passages for a question."""
+        """Find and weigh passages for a question; where none is mounted their order is all that counts."""
         timer = Timer()
-        hits = self.retrieve(question, filters, timer, n_best=self.retrieval.top_k)
+        hits = self.retrieve(question, filters, timer, n_best=0 if mode == "rag" else self.retrieval.top_k)
         mounted = self.weigh(hits)
         read = self.read(mounted, mode)
         return Chosen(question, hits, mounted, len(read), prompt_of(question, read), timer)
@@ -250,25 +253,68 @@ def weigh(hits: Sequence[Hit], retrieval: RetrievalConfig, reranker: Reranker) -
 
 
 def combine_weighed(
-    questions: Sequence[Sequence[MountedExpert]], experts: Mapping[str, Expert], models: LoadedModels, grain: Grain
+    questions: Sequence[Sequence[MountedExpert]],
+    read: Callable[[Sequence[str]], Mapping[str, StoredExpert]],
+    models: LoadedModels,
+    grain: Grain,
 ) -> Experts:
-    """What is mounted for B questions: each expert, given by passage id, as its passage was weighed (`weigh`)."""
-    from knowstore.experts import combine
+    """What is mounted for B questions: each expert as its passage was weighed (`weigh`).
 
-    def neurons(one: MountedExpert) -> list[float] | None:
-        passage = one.title, one.text, one.segments
+    Passages whose words weigh next to nothing beside those of a question's others are not read, and of an expert whose
+    neurons are weighed one by one those alone are made that weigh something.
+
+    Args:
+        read: gives the experts of passages by their ids.
+    """
+    from knowstore.experts import combine, heaviest
+
+    if grain == "words":
+        questions = [_worth_reading(mounted) for mounted in questions]
+    stored = read(list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted)))
+
+    def weights_of(one: MountedExpert) -> list[float] | None:
+        passage, ranks = (one.title, one.text, one.segments), stored[one.passage_id].segment_ranks
         if grain == "passages":
             return None
-        return models.neuron_weights(experts[one.passage_id], passage, one.segment_weights, one.word_weights)
+        return models.neuron_weights(ranks, passage, one.segment_weights, one.word_weights)
+
+    weights = [[weights_of(one) for one in mounted] for mounted in questions]
+    kept: dict[str, list[int] | None] = {}
+    for mounted, given in zip(questions, weights, strict=True):
+        for one, some in zip(mounted, heaviest(given), strict=True):
+            before = kept.get(one.passage_id, [])
+            kept[one.passage_id] = None if some is None or before is None else sorted({*before, *some})
+    made = models.mountable([stored[passage_id] for passage_id in kept], list(kept.values()))
+    experts = dict(zip(kept, made, strict=True))
+
+    def mountable(one: MountedExpert, given: Sequence[float] | None) -> Mountable:
+        neurons = kept[one.passage_id]
+        some = given if given is None or neurons is None else [given[index] for index in neurons]
+        return experts[one.passage_id], one.weight, some
 
     return combine(
-        [[(experts[one.passage_id], one.weight, neurons(one)) for one in mounted] for mounted in questions],
+        [list(map(mountable, mounted, given)) for mounted, given in zip(questions, weights, strict=True)],
         device=models.llm.device,
         dtype=models.llm.dtype,
         static=models.hypernetwork.static,
-        query=models.hypernetwork.query,
+        query=models.query,
         max_norm=models.hypernetwork.config.max_norm,
     )
+
+
+def _worth_reading(mounted: Sequence[MountedExpert]) -> Sequence[MountedExpert]:
+    """The passages of a question that hold all but next to nothing of what its words weigh; those of a passage whose
+    words were not told apart weigh what it weighs."""
+    from knowstore.experts import heaviest
+
+    if not any(one.word_weights for one in mounted):
+        return mounted
+    weights = [
+        sum(weight for _, _, weight in one.word_weights) if one.word_weights else one.weight * len(one.text.split())
+        for one in mounted
+    ]
+    [kept] = heaviest([weights])
+    return [mounted[index] for index in kept or ()]
 
 
 def scored_hit(

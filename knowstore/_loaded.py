@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from knowstore.experts import Expert, FrozenLLM, Hypernetwork, PassageInput, ReaderHypernetwork
+    from knowstore.experts import (
+        Expert,
+        Experts,
+        FrozenLLM,
+        Hypernetwork,
+        PassageInput,
+        QueryExperts,
+        ReaderHypernetwork,
+    )
     from knowstore.retrieval import Reranker, Retriever
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -121,6 +129,20 @@ class LoadedModels:
             kept="the store is as it was",
             fix="train one with `knowstore train reader`, or use `none`",
         )
+
+    @cached_property
+    def query(self) -> QueryExperts | None:
+        """The hypernetwork's query experts, as they are mounted to answer."""
+        found = self.hypernetwork.query
+        return None if found is None else found.with_rounded()
+
+    @cached_property
+    def reader_experts(self) -> Experts | None:
+        """The reader's static and query experts, as they are mounted to answer; None without a reader."""
+        if self.reader is None:
+            return None
+        found = self.reader.static_experts(self.llm)
+        return found if found.query is None else replace(found, query=found.query.with_rounded())
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -228,8 +250,15 @@ class LoadedModels:
             for passage_id, one in zip(passage_ids, latents, strict=True)
         ]
 
-    def mountable(self, stored: Sequence[StoredExpert]) -> list[Expert]:
-        """Experts from the bank ready to be mounted; latents are materialised, all in one batch."""
+    def mountable(
+        self, stored: Sequence[StoredExpert], neurons: Sequence[Sequence[int] | None] | None = None
+    ) -> list[Expert]:
+        """Experts from the bank ready to be mounted; latents are materialised, all in one batch.
+
+        Args:
+            stored: what the bank gave.
+            neurons: of each the indices of those that are needed, None for all.
+        """
         import torch
 
         from knowstore.experts import Expert, Latent
@@ -237,15 +266,22 @@ class LoadedModels:
         def tensors(one: StoredExpert) -> dict[str, torch.Tensor]:
             return {name: torch.from_numpy(array) for name, array in one.tensors.items()}
 
-        latents = [Latent(tensors(one), one.segment_ranks) for one in stored if one.form == "latent"]
+        def latent(one: StoredExpert, some: Sequence[int] | None) -> Latent:
+            whole = Latent(tensors(one), one.segment_ranks)
+            return whole if some is None else self.hypernetwork.part(whole, some)
+
+        def expert(one: StoredExpert, some: Sequence[int] | None) -> Expert:
+            whole = Expert("factors" if one.form == "factors" else "neurons", tensors(one), one.segment_ranks)
+            return whole if some is None else whole.part(some)
+
+        pairs = list(zip(stored, [None] * len(stored) if neurons is None else neurons, strict=True))
+        latents = [latent(one, some) for one, some in pairs if one.form == "latent"]
         made = iter(self.hypernetwork.materialise(self.llm, latents) if latents else [])
-        return [
-            next(made) if one.form == "latent" else Expert(one.form, tensors(one), one.segment_ranks) for one in stored
-        ]
+        return [next(made) if one.form == "latent" else expert(one, some) for one, some in pairs]
 
     def neuron_weights(
         self,
-        expert: Expert,
+        segment_ranks: Sequence[int],
         passage: tuple[str, str, Sequence[tuple[int, int]]],
         segments: Sequence[float],
         words: Sequence[tuple[int, int, float]],
@@ -253,7 +289,7 @@ class LoadedModels:
         """What each neuron of a passage's expert weighs, at the finest grain that there is.
 
         Args:
-            expert: the passage's.
+            segment_ranks: how many of its neurons each of its segments has.
             passage: title, text, and the characters of its sentences.
             segments: weights of its sentences.
             words: (first character, last character, weight) of its word pieces, or none.
@@ -265,11 +301,11 @@ class LoadedModels:
         if words:
             title, text, spans = passage
             places = self.hypernetwork.neuron_spans(self.llm, PassageInput(title, text, tuple(spans)))
-            if places is not None and len(places) == expert.rank:
+            if places is not None and len(places) == sum(segment_ranks):
                 return word_weights(places, words)
-        if len(expert.segment_ranks) < 2 or len(segments) != len(expert.segment_ranks):
+        if len(segment_ranks) < 2 or len(segments) != len(segment_ranks):
             return None
-        return segment_weights(expert, segments)
+        return segment_weights(segment_ranks, segments)
 
     def check_store(self, recorded: object) -> None:
         """Refuse models that are not those that a store's rows were made with.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from knowstore._answering import combine_weighed
 from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bank import EncodedExpert
+from knowstore.bank import EncodedExpert, StoredExpert
 from knowstore.baselines.edits import Edit, Edited, EditQuestion, Served, Teach
 from knowstore.baselines.search import Indexed, TaughtSearch
 from knowstore.config import BankConfig, RetrievalConfig
@@ -47,12 +47,12 @@ class MountedExperts:
         taught: list[Indexed] = []
         made: dict[str, EncodedExpert] = {}
 
+        def read(ids: Sequence[str]) -> dict[str, StoredExpert]:
+            return {passage_id: made[passage_id].decode() for passage_id in ids}
+
         def serve(asked: Sequence[EditQuestion]) -> Served:
             chosen = search.choose(taught, asked)
-            ids = list(dict.fromkeys(one.passage_id for mounted in chosen for one in mounted))
-            stored = [made[passage_id].decode() for passage_id in ids]
-            experts = dict(zip(ids, self.models.mountable(stored), strict=True))
-            return Served(combine_weighed(chosen, experts, self.models, RetrievalConfig.grain))
+            return Served(combine_weighed(chosen, read, self.models, RetrievalConfig.grain))
 
         def teach(edits: Sequence[Edit]) -> Edited:
             started = time.perf_counter()

@@ -71,9 +71,10 @@ def measure_answers(
     drawn = random.Random(seed)
     for number in range(-1, rounds):  # the first round warms up
         question = questions[number % len(questions)]
-        found = {k: _search(reader, question, k) for k in drawn.sample(list(ks), len(ks))}
+        searched = {(mode != "rag", k) for mode, k in ways if mode is not None}
+        found = {one: _search(reader, question, *one) for one in drawn.sample(sorted(searched), len(searched))}
         for way in drawn.sample(ways, len(ways)):
-            hits, search_s = found.get(way[1], ((), 0.0))
+            hits, search_s = found.get((way[0] != "rag", way[1]), ((), 0.0))
             one = _answer(reader, question, way, hits, search_s)
             if number >= 0:
                 taken[way].append(one)
@@ -84,10 +85,11 @@ def measure_answers(
     return rows, _ratios(taken, ks, seed)
 
 
-def _search(reader: Reader, question: str, k: int) -> tuple[list[Hit], float]:
-    """What is found for a question of which k passages will be kept, and the seconds that this takes."""
+def _search(reader: Reader, question: str, is_mounted: bool, k: int) -> tuple[list[Hit], float]:
+    """What is found for a question of which k passages will be kept, and mounted or read alone, and the seconds that
+    this takes."""
     started = time.perf_counter()
-    hits = reader.retrieve(question, None, Timer(), n_best=k)
+    hits = reader.retrieve(question, None, Timer(), n_best=k if is_mounted else 0)
     return hits, time.perf_counter() - started
 
 

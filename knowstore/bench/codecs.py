@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from knowstore._loaded import LoadedModels, OnProgress
-from knowstore.bank import ExpertBank
+from knowstore._loaded import OnProgress
+from knowstore.bank import ExpertBank, StoredExpert
 from knowstore.bench.controls import ControlBench, open_benches
 from knowstore.bench.made import BATCH_ID, MadeExperts
 from knowstore.config import Codec, ModelConfig
 from knowstore.evaluation import bootstrap_interval, exact_match, token_f1
 
-if TYPE_CHECKING:
-    from knowstore.experts import Expert
-
 CODECS: tuple[Codec, ...] = get_args(Codec)
 _EXACT: Codec = "float32"
-_BATCH = 20  # experts that are read together
 
 
 def run_codecs(
@@ -61,7 +57,7 @@ def _rows(bench: ControlBench, on_progress: OnProgress | None) -> list[dict[str,
     for step, codec in enumerate((_EXACT, *(codec for codec in CODECS if codec != _EXACT))):
         if on_progress is not None:
             on_progress(f"{bench.name}: {codec}", step, len(CODECS))
-        n_bytes, bench.experts = _kept(bench.models, bench.made, codec)
+        n_bytes, bench.stored = _kept(bench.made, codec)
         texts = bench.answers(bench.models.hypernetwork.config.kind, everything, list(everything))
         em = [exact_match(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
         f1 = [token_f1(text, case.answers) for text, case in zip(texts, bench.cases, strict=True)]
@@ -77,18 +73,15 @@ def _rows(bench: ControlBench, on_progress: OnProgress | None) -> list[dict[str,
     return rows
 
 
-def _kept(models: LoadedModels, made: MadeExperts, codec: Codec) -> tuple[float, list[Expert]]:
+def _kept(made: MadeExperts, codec: Codec) -> tuple[float, list[StoredExpert]]:
     """The mean bytes of experts, and what a bank of this codec gives back of them."""
     encoded = made.encoded(codec)
     with TemporaryDirectory(prefix="knowstore-codecs-", ignore_cleanup_errors=True) as folder:
         bank = ExpertBank.open(folder, fingerprint=made.fingerprint, create=True)
         bank.add_encoded(encoded, BATCH_ID)
-        experts: list[Expert] = []
-        for first in range(0, len(encoded), _BATCH):
-            ids = [expert.passage_id for expert in encoded[first : first + _BATCH]]
-            stored = bank.get(ids)
-            experts += models.mountable([stored[passage_id] for passage_id in ids])
-    return fmean(len(expert.data) for expert in encoded), experts
+        ids = [expert.passage_id for expert in encoded]
+        found = bank.get(list(dict.fromkeys(ids)))
+    return fmean(len(expert.data) for expert in encoded), [found[passage_id] for passage_id in ids]
 
 
 def codec_sizes(made: MadeExperts) -> list[dict[str, object]]:

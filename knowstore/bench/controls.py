@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from knowstore._answering import combine_weighed, prompt_of, scored_hit, weigh
 from knowstore._loaded import LoadedModels, OnProgress
+from knowstore.bank import StoredExpert
 from knowstore.bench.corpus import names_of
 from knowstore.bench.made import MadeExperts
 from knowstore.bench.scoring import scored, share
@@ -160,13 +161,13 @@ class ControlBench:
         self.models, self.name, self.cases, self.seed = models, name, cases, seed
         self.generation, self.on_progress = generation, on_progress
         self.made = MadeExperts.make(models, [case.passage for case in cases])
-        self.experts = self.made.experts
+        self.stored: Sequence[StoredExpert] = self.made.latents
         self.vectors = models.retriever.encode_passages([c.passage for c in cases], [c.spans for c in cases])
         self.questions = models.retriever.encode_questions([case.question for case in cases])
         self.others = _others(cases)
         self.hits: dict[tuple[int, int], Hit] = {}
         self.grains = _grains(models)
-        if all(len(expert.segment_ranks) <= 1 for expert in self.experts):
+        if all(len(expert.segment_ranks) <= 1 for expert in self.stored):
             kind = models.hypernetwork.config.kind
             self.grains = {kind: self.grains[kind]}
 
@@ -230,14 +231,13 @@ class ControlBench:
             yield part, [prompt_of(self.cases[i].question, some) for i, some in zip(part, read, strict=True)], experts
 
     def _experts(self, questions: list[int], passages: list[int], method: str) -> Experts | None:
-        tuned = self.models.reader
+        tuned = self.models.reader_experts
         if tuned is None or method not in ("rag, tuned", "hybrid"):
             return None if method == "rag" else self.mounted(questions, passages, self.grains[method])
-        static = tuned.static_experts(self.models.llm)
         if method == "rag, tuned":
-            return static
+            return tuned
         mounted = self.mounted(questions, passages)
-        return replace(mounted, static=static.static, query=static.query)
+        return replace(mounted, static=tuned.static, query=tuned.query)
 
     def mounted(
         self, questions: Sequence[int], passages: Sequence[int], grain: Grain | Literal["known"] | None = None
@@ -247,8 +247,8 @@ class ControlBench:
         weighed = [
             [self._weighed(question, passage, grain)] for question, passage in zip(questions, passages, strict=True)
         ]
-        experts = {self.cases[passage].passage.passage_id: self.experts[passage] for passage in passages}
-        return combine_weighed(weighed, experts, self.models, "sentences" if grain == "known" else grain)
+        stored = {self.cases[passage].passage.passage_id: self.stored[passage] for passage in passages}
+        return combine_weighed(weighed, lambda _: stored, self.models, "sentences" if grain == "known" else grain)
 
     def _weighed(self, question: int, passage: int, grain: Grain | Literal["known"]) -> MountedExpert:
         """A passage as the reranker weighs it, or with the sentence known."""

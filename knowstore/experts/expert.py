@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from knowstore.errors import ExpertShapeError
+from knowstore.experts.quantised import MOST_ROWS, EightBits
 
 Form = Literal["neurons", "factors"]
+_LEAST = 1e-3  # of the weight of a question's neurons; of eight passages it is nine tenths of the neurons
 _NAMES: dict[Form, tuple[str, ...]] = {"neurons": ("up", "down"), "factors": ("up1", "up2", "dw1", "dw2")}
 
 
@@ -49,16 +51,24 @@ class Factors:
 @dataclass(frozen=True)
 class QueryExperts:
     """Experts in the form `neurons` beside the FFNs of some blocks, which no passage owns: of each of the 0-based
-    `layers` the `up` (D, R) and `down` (R, D)."""
+    `layers` the `up` (D, R) and `down` (R, D), and `rounded` their transposes in eight bits, for single tokens of
+    a model in bfloat16; none where that is not wanted."""
 
     layers: tuple[int, ...]
     up: tuple[Tensor, ...]
     down: tuple[Tensor, ...]
+    rounded: tuple[tuple[EightBits, EightBits], ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> QueryExperts:
         """The same experts elsewhere or in another precision."""
         up, down = (tuple(part.to(device, dtype) for part in parts) for parts in (self.up, self.down))
-        return QueryExperts(self.layers, up, down)
+        return replace(self, up=up, down=down)
+
+    def with_rounded(self) -> QueryExperts:
+        """The same experts with their weights in eight bits beside them, where there are products with such."""
+        pairs = [(EightBits.of(up.T), EightBits.of(down.T)) for up, down in zip(self.up, self.down, strict=True)]
+        rounded = tuple((up, down) for up, down in pairs if up is not None and down is not None)
+        return replace(self, rounded=rounded if len(rounded) == len(pairs) else ())
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,12 @@ class Expert:
     @property
     def rank(self) -> int:
         return int(self.tensors[_NAMES[self.form][0]].shape[1])
+
+    def part(self, neurons: Sequence[int]) -> Expert:
+        """Some of its neurons, in that order, as one segment; for the form `neurons`."""
+        up, down = self.tensors["up"], self.tensors["down"]
+        chosen = torch.tensor(neurons, dtype=torch.long)
+        return Expert("neurons", {"up": up[:, chosen], "down": down[chosen]}, (len(neurons),))
 
     def factors(self) -> Factors:
         """The expert as the four matrices of Eq. 2, whatever its form.
@@ -233,8 +249,14 @@ def query_output(index: int, experts: Experts, x: Tensor) -> Tensor:
     """What the query experts' `index`-th adds for the input x (B, T, D) of its block's FFN."""
     if experts.query is None:
         return torch.zeros_like(x)
-    up, down = experts.query.up[index], experts.query.down[index]
-    out: Tensor = relu(x.to(up.dtype) @ up) @ down
+    query = experts.query
+    is_small = x.dtype == torch.bfloat16 and x.numel() <= MOST_ROWS * x.shape[-1]
+    if query.rounded and is_small and not torch.is_grad_enabled():
+        first, last = query.rounded[index]
+        out = last.product(relu(first.product(x)))
+    else:
+        up, down = query.up[index], query.down[index]
+        out = relu(x.to(up.dtype) @ up) @ down
     return out if experts.is_on is None else out * experts.is_on
 
 
@@ -242,15 +264,15 @@ Mountable = tuple[Expert, float, Sequence[float] | None]
 """An expert, its relevance r_k, and the weights of its R neurons, or None to give each r_k."""
 
 
-def segment_weights(expert: Expert, weights: Sequence[float]) -> list[float]:
+def segment_weights(segment_ranks: Sequence[int], weights: Sequence[float]) -> list[float]:
     """The weights of an expert's neurons, each that of its segment.
 
     Raises:
         ExpertShapeError: another number of weights than segments.
     """
-    if len(weights) != len(expert.segment_ranks):
-        raise _shape_error(f"{len(weights)} segment weights for an expert of {len(expert.segment_ranks)} segments")
-    return [weight for weight, rank in zip(weights, expert.segment_ranks, strict=True) for _ in range(rank)]
+    if len(weights) != len(segment_ranks):
+        raise _shape_error(f"{len(weights)} segment weights for an expert of {len(segment_ranks)} segments")
+    return [weight for weight, rank in zip(weights, segment_ranks, strict=True) for _ in range(rank)]
 
 
 def word_weights(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, int, float]]) -> list[float]:
@@ -265,6 +287,23 @@ def word_weights(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, in
         for place in range(max(first, 0), min(last, len(characters))):
             characters[place] = max(characters[place], weight)
     return [max(characters[first:last], default=0.0) for first, last in spans]
+
+
+def heaviest(experts: Sequence[Sequence[float] | None]) -> list[list[int] | None]:
+    """The neurons of a question's experts that are worth mounting: without the least ones, which together weigh
+    `_LEAST` of all that its neurons weigh.
+
+    Args:
+        experts: of each the weights of its neurons, none below 0, or None for one that is weighed as a whole.
+
+    Returns: of each the indices of the neurons to mount, in order; None for one that was given as None.
+    """
+    weights = torch.tensor([weight for some in experts for weight in some or ()], dtype=torch.float64)
+    order = weights.argsort(stable=True)
+    is_kept = torch.ones(len(weights), dtype=torch.bool)
+    is_kept[order[weights[order].cumsum(0) < _LEAST * weights.sum()]] = False
+    kept = iter(is_kept.tolist())
+    return [None if some is None else [index for index, _ in enumerate(some) if next(kept)] for some in experts]
 
 
 def _neuron_weights(expert: Expert, weight: float, neurons: Sequence[float] | None) -> Tensor:

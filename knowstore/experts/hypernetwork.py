@@ -94,6 +94,11 @@ class Hypernetwork(nn.Module, ABC):
     def materialise(self, llm: FrozenLLM, latents: Sequence[Latent]) -> list[Expert]:
         """The last map: the expert is a linear function of the latent; float32 on the CPU."""
 
+    def part(self, latent: Latent, neurons: Sequence[int]) -> Latent:
+        """The latent of some of an expert's neurons, in that order, as one segment, for a kind whose neurons can be
+        made alone (those that have `neuron_spans`)."""
+        raise NotImplementedError
+
     def set_trainable(self) -> None:
         """Gradients for everything that training may change."""
         self.requires_grad_(True)

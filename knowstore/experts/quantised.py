@@ -1,8 +1,8 @@
-"""Four-bit weights, found again in the weights of a model that a GGUF file held in four bits.
+"""Weights in four and in eight bits, for products with single tokens, which take as long as reading the weights does.
 
-A single token's product with a matrix takes as long as reading the matrix does, and in four bits there is a quarter of
-bfloat16's bytes to read. A file of type Q4_1 keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up
-from it, of which its writer takes the lowest and the highest in every block; so both can be told from the weights.
+Those in four bits are found again in the weights of a model that a GGUF file held in four bits. A file of type Q4_1
+keeps blocks of 32 weights of a row as a lowest one and 15 equal steps up from it, of which its writer takes the lowest
+and the highest in every block; so both can be told from the weights. Those in eight bits are rounded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 MOST_ROWS = 4  # from about six on, products with blocked weights in bfloat16 are as quick
 _BLOCK = 32
 _STEPS = 15
+_INT8_ROW = 16
 _ROUNDING = 2**-8  # of a number in bfloat16, relative, at most
 _ROWS = 64  # that PyTorch puts in order together
 _AT_ONCE = 1 << 18  # weights that are looked at together
@@ -67,7 +68,33 @@ def _fitted(rows: Tensor) -> tuple[Tensor, Tensor] | None:
     return codes.int().view(len(rows), -1), scales.transpose(0, 1)
 
 
+@dataclass(frozen=True)
+class EightBits:
+    """A weight (O, I) rounded to eight bits: `codes` from -127 to 127, and of each row its step in `scales` (O,), in
+    bfloat16."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> EightBits | None:
+        """The nearest ones; None where this build of PyTorch has no product with them, or none that is right: that
+        reads past the end of rows that are no multiple of 16 long."""
+        is_cpu = weight.device.type == "cpu"
+        if not hasattr(torch, "_weight_int8pack_mm") or not is_cpu or weight.shape[1] % _INT8_ROW:
+            return None
+        rows = weight.detach().float()
+        scales = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        codes = (rows / scales.float()[:, None]).round_().clamp_(-127, 127)
+        return cls(codes.to(torch.int8).contiguous(), scales)
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x` (..., I) times the transposed weight: (..., O); both in bfloat16."""
+        out: Tensor = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]).contiguous(), self.codes, self.scales)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
 def is_available() -> bool:
-    """Whether this build of PyTorch has the products."""
+    """Whether this build of PyTorch has the products with four bits."""
     names = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu")
     return all(hasattr(torch, name) for name in names)

@@ -19,7 +19,7 @@ An inner product with a constant direction (`const`, about 1 for every state) st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -260,7 +260,7 @@ class TokensHypernetwork(Hypernetwork):
         device = self.const.device
         each = [latent.tensors for latent in latents]
         ids = torch.cat([one["ids"] for one in each]).long().to(device)
-        before = torch.cat([torch.cat([one["before"], one["ids"]])[:-1] for one in each]).long().to(device)
+        before = torch.cat([_before(one) for one in each]).long().to(device)
         code = torch.cat([one["code"].float() for one in each]).to(device)
         is_neuron = torch.ones(1, len(ids), dtype=torch.bool, device=device)
         tokens = Tokens(code[None], ids[None], before[None], is_neuron)  # of all passages in a row
@@ -273,6 +273,11 @@ class TokensHypernetwork(Hypernetwork):
             experts.append(Expert("neurons", tensors, latent.segment_ranks))
         return experts
 
+    def part(self, latent: Latent, neurons: Sequence[int]) -> Latent:
+        chosen = torch.tensor(neurons, dtype=torch.long)
+        parts = latent.tensors | {"before": _before(latent.tensors)}
+        return Latent({name: part[chosen] for name, part in parts.items()}, (len(neurons),))
+
     def own_tensors(self) -> dict[str, Tensor]:
         return {name: t for name, t in super().own_tensors().items() if not name.startswith(_EMBEDDINGS)}
 
@@ -281,6 +286,12 @@ def _zero(inner: int, outer: int) -> nn.Linear:
     linear = nn.Linear(inner, outer, bias=False)
     nn.init.zeros_(linear.weight)
     return linear
+
+
+def _before(latent: Mapping[str, Tensor]) -> Tensor:
+    """The word left of each token of a latent, which has them all or, of a whole passage, the first's alone."""
+    ids, before = latent["ids"], latent["before"]
+    return before if len(before) == len(ids) else torch.cat([before, ids[:-1]])
 
 
 def _places(sentence: str, shift: int, ends: Sequence[int]) -> list[tuple[int, int]]:

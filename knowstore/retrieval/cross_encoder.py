@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -67,8 +68,9 @@ class CrossEncoderReranker:
         question_vector: Vectors | None = None,
         *,
         n_best: int | None = None,
+        margin: float = math.inf,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given; `question_vector` and `n_best` make no difference."""
+        """Score N candidates, in the order given, whichever are used; `question_vector` makes no difference."""
         return score_texts(question, candidates, self.logits)
 
     def logits(self, question: str, texts: Sequence[str]) -> list[float]:

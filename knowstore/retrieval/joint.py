@@ -319,8 +319,9 @@ class JointReranker:
         question_vector: Vectors | None = None,
         *,
         n_best: int | None = None,
+        margin: float = math.inf,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given; of those that are ordered by vectors, the `n_best` are read.
+        """Score N candidates, in the order given; of those that are ordered by vectors, such as are used are read.
 
         A sentence that was cut off scores `UNREAD`, and so does a passage of which nothing was left.
 
@@ -331,7 +332,7 @@ class JointReranker:
         if self._n_read is None or not has_vectors:
             return self._read(question, candidates)
         scores = [_sharpened(one) for one in self._late.score(question, candidates, question_vector)]
-        chosen = _best(scores, self._n_read, n_best)
+        chosen = _used(scores, self._n_read, n_best, margin)
         for index, read in zip(chosen, self._read(question, [candidates[index] for index in chosen]), strict=True):
             score = scores[index].score
             scores[index] = RerankScore(score, share_among_segments(score, read.segment_scores), read.word_scores)
@@ -371,12 +372,14 @@ def _sharpened(late: RerankScore) -> RerankScore:
     return RerankScore(score, share_among_segments(score, late.segment_scores))
 
 
-def _best(scores: Sequence[RerankScore], n_read: int, n_best: int | None) -> list[int]:
-    """The best `n_read`, of which those that score less than the `n_best`-th are left out."""
+def _used(scores: Sequence[RerankScore], n_read: int, n_best: int | None, margin: float) -> list[int]:
+    """The best `n_read`, without those that score less than the `n_best`-th or more than `margin` below the first."""
     order = sorted(range(len(scores)), key=lambda index: (-scores[index].score, index))[:n_read]
-    if n_best is None or n_best >= len(order):
-        return order
-    return [index for index in order if scores[index].score >= scores[order[n_best - 1]].score]
+    if not order or n_best == 0:
+        return []
+    last = order[-1] if n_best is None else order[min(n_best, len(order)) - 1]
+    least = max(scores[last].score, scores[order[0]].score - margin)
+    return [index for index in order if scores[index].score >= least]
 
 
 def load_joint(folder: Path, base: Path) -> tuple[JointModel, JointConfig]:

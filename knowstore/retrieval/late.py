@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,9 @@ class LateReranker:
         question_vector: Vectors | None = None,
         *,
         n_best: int | None = None,
+        margin: float = math.inf,
     ) -> list[RerankScore]:
-        """Score N candidates, in the order given; `n_best` makes no difference.
+        """Score N candidates, in the order given, whichever are used.
 
         Raises:
             RetrievalError: no question vector, or one of another width than the candidates' vectors.

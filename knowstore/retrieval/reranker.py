@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,13 +69,15 @@ class Reranker(Protocol):
         question_vector: Vectors | None = None,
         *,
         n_best: int | None = None,
+        margin: float = math.inf,
     ) -> list[RerankScore]:
         """Score N candidates, in the order given.
 
         Args:
             question_vector: (E,), the retriever's, where used.
-            n_best: how many of the best will be used; their scores are as without it, and so is the order of all,
-                but what makes no difference to these two may be left out.
+            n_best, margin: how many of the best will be used, of those that score at most `margin` less than the best
+                one; their scores are as if all were, and so is the order of all, but what makes no difference to these
+                two may be left out.
         """
         ...
 

@@ -260,6 +260,26 @@ def test_only_the_best_are_read_when_no_others_are_used(
         assert_sentences_are_late(cut[index], late[index])
 
 
+@pytest.mark.parametrize("n_best", [None, 4])
+def test_what_scores_less_than_the_best_by_more_than_the_margin_is_not_read(
+    n_best: int | None, reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
+) -> None:
+    items, vector = many
+    late = LateReranker().score(QUESTION, items, vector)
+    order = sorted(range(12), key=lambda index: -late[index].score)
+    gaps = [(late[order[0]].score - late[index].score) / PASSAGE_TEMPERATURE for index in order]
+    assert gaps[1] < gaps[2]
+    whole, cut = (
+        reranker.score(QUESTION, items, vector, n_best=n_best, margin=margin)
+        for margin in (math.inf, (gaps[1] + gaps[2]) / 2)
+    )
+    assert [one.score for one in cut] == [one.score for one in whole]
+    assert [bool(cut[index].word_scores) for index in order[:4]] == [True, True, False, False]
+    for index in order[:2]:
+        assert cut[index].segment_scores == pytest.approx(whole[index].segment_scores, abs=1e-5)
+    assert not any(one.word_scores for one in reranker.score(QUESTION, items, vector, n_best=0))
+
+
 def test_candidates_that_tie_with_the_last_of_the_best_are_read_too(
     reranker: JointReranker, many: tuple[list[RerankItem], np.ndarray]
 ) -> None:

@@ -31,11 +31,12 @@ from knowstore.experts import (
     ReaderConfig,
     ReaderHypernetwork,
     TokensHypernetwork,
+    expert_output,
     generate,
     load_hypernetwork,
 )
 from knowstore.prompts import passages_prompt, question_prompt
-from knowstore.records import Answer, Mode, Passage
+from knowstore.records import Answer, Mode, MountedExpert, Passage
 from knowstore.retrieval import JointConfig, JointModel, JointReranker, relevance
 from knowstore.retrieval.joint import PASSAGE_TEMPERATURE
 from knowstore.store import KnowledgeStore
@@ -134,7 +135,10 @@ def test_a_joint_reranker_weighs_sentences_at_its_own_temperature_and_leaves_pas
     for one, hit in zip(answer.experts, kept, strict=True):
         shares = [one.weight * share for share in relevance(hit.segment_scores, 0.5)]
         assert list(one.segment_weights) == pytest.approx(shares)
+    assert kept[0].word_scores
     for hit, plain in zip(kept, untempered.hits, strict=False):
+        if not hit.word_scores:  # of next to no relevance at this temperature
+            continue
         assert relevance(hit.segment_scores) == pytest.approx(relevance(plain.segment_scores, 4.0))
     assert any(len(hit.segment_scores) > 1 for hit in kept)
 
@@ -160,6 +164,65 @@ def test_the_grain_says_what_is_weighed_within_a_passage(
     assert len(set(weights["sentences"].tolist())) == len(one.segments) > 1
     assert weights["words"].max() == pytest.approx(float(weights["sentences"].max()), rel=1e-5)
     assert len(set(weights["words"].tolist())) > len(one.segments)
+
+
+@pytest.mark.parametrize("codec", ["latent", "float32"])
+def test_of_several_passages_the_words_that_weigh_something_are_mounted_and_no_others(
+    codec: Codec, open_store: Open, facts: list[Passage], tiny_models: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(models=tiny_models, bank=BankConfig(codec=codec), retrieval=RetrievalConfig(top_k=3))
+    store.add(facts)
+    first, second = (store.ask(question).experts for question in (ROME, LYON))
+    assert {one.passage_id for one in first} & {one.passage_id for one in second}
+    heavy = [_with_word_weights(first, 1), _with_word_weights(second, 2)]
+    reader = store._reader()
+    assert reader is not None
+    mounted = reader.combine(heavy)
+    monkeypatch.setattr("knowstore.experts.expert._LEAST", 0.0)
+    whole = reader.combine(heavy)
+    assert mounted.neuron_weights is not None
+    assert whole.neuron_weights is not None
+    assert mounted.neuron_weights.shape[1] < whole.neuron_weights.shape[1] / 2
+    x = torch.randn(2, 4, mounted.width)
+    expected = expert_output(whole, x)
+    assert (expert_output(mounted, x) - expected).norm() < 5e-3 * expected.norm()
+    assert not torch.equal(expected[0], expert_output(reader.combine(heavy[::-1]), x)[0])
+
+
+def test_passages_of_next_to_no_relevance_are_neither_read_nor_made_experts_of(
+    open_store: Open, facts: list[Passage], tiny_models: ModelConfig, tiny_retriever_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = load_base(tiny_retriever_dir)
+    JointReranker(JointModel(base), JointConfig(base.digest, str(tiny_retriever_dir))).save(tmp_path / "joint")
+    models, got = replace(tiny_models, reranker=str(tmp_path / "joint")), list[int]()
+    get = ExpertBank.get
+
+    def noted(bank: ExpertBank, ids: Sequence[str], **more: Any) -> dict[str, StoredExpert]:
+        got.append(len(ids))
+        return get(bank, ids, **more)
+
+    monkeypatch.setattr(ExpertBank, "get", noted)
+    open_store(models=models).add(facts)
+    for temperature, n_used in ((1e3, 3), (1e-3, 1)):
+        store = open_store(models=models, retrieval=RetrievalConfig(top_k=3, temperature=temperature))
+        got.clear()
+        answer = store.ask(ROME)
+        assert len(answer.experts) == 3
+        assert [bool(one.word_weights) for one in answer.experts].count(True) == n_used
+        assert got == [n_used]
+        assert not any(one.word_weights for one in store.ask(ROME, mode="rag").experts)
+
+
+def _with_word_weights(experts: Sequence[MountedExpert], heavy: int) -> list[MountedExpert]:
+    """The same passages, in each of which the word that is `heavy` weighs nearly everything."""
+    return [
+        replace(one, word_weights=tuple(
+            (first, first + 3, 1.0 if place == heavy else 1e-6)
+            for place, first in enumerate(range(0, len(one.text) - 3, 3))
+        ))
+        for one in experts
+    ]  # fmt: skip
 
 
 def test_below_the_threshold_nothing_is_mounted_and_logits_are_those_of_the_bare_model(

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from knowstore.errors import ExpertShapeError
-from knowstore.experts import Expert, Experts, Factors, combine, expert_output, segment_weights, word_weights
+from knowstore.experts import (
+    Expert,
+    Experts,
+    Factors,
+    QueryExperts,
+    combine,
+    expert_output,
+    heaviest,
+    segment_weights,
+    word_weights,
+)
+from knowstore.experts.expert import query_output
+from knowstore.experts.quantised import MOST_ROWS
 
 D, T = 6, 4
 CPU = torch.device("cpu")
@@ -128,10 +141,61 @@ def test_output_is_the_literal_sum_of_equation_6(name: str) -> None:
         assert not expert_output(mounted, x).any()
 
 
+def test_query_experts_in_eight_bits_serve_single_tokens_in_bfloat16_without_gradients() -> None:
+    up, down = torch.randn(64, 16), torch.randn(16, 64)
+    query = QueryExperts((0,), (up,), (down,)).with_rounded()
+    exact, rounded = Experts(query=replace(query, rounded=())), Experts(query=query)
+    x = torch.randn(1, 1, 64).bfloat16()
+    with torch.no_grad():
+        expected, found = query_output(0, exact, x), query_output(0, rounded, x)
+        assert not torch.equal(found, expected.to(found.dtype))
+        assert (found - expected).norm() < 0.03 * expected.norm()
+        for many in (x.expand(1, MOST_ROWS + 1, -1), x.expand(MOST_ROWS + 1, 1, -1), x.float()):
+            assert torch.equal(query_output(0, rounded, many), query_output(0, exact, many))
+        other = query.to(CPU, torch.float64)
+        assert other.rounded is query.rounded
+    assert torch.equal(query_output(0, rounded, x), query_output(0, exact, x))
+
+
 def test_segments_weigh_their_neurons() -> None:
-    assert segment_weights(neurons(2, 0, 3), (0.5, 0.25, 0.125)) == [0.5, 0.5, 0.125, 0.125, 0.125]
+    assert segment_weights((2, 0, 3), (0.5, 0.25, 0.125)) == [0.5, 0.5, 0.125, 0.125, 0.125]
     with pytest.raises(ExpertShapeError, match="2 segment weights for an expert of 3 segments"):
-        segment_weights(neurons(2, 0, 3), (0.5, 0.25))
+        segment_weights((2, 0, 3), (0.5, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [
+        ([[1.0, 1.0], [1.0]], [[0, 1], [0]]),
+        ([[0.0, 1.0, 0.0], [0.5, 0.0]], [[1], [0]]),
+        ([[1e-7, 0.7, 5e-4], [1e-5, 0.3]], [[1], [1]]),
+        ([[0.7, 2e-3], [0.3, 1e-5]], [[0, 1], [0]]),
+        ([[1e-9, 1e-8], [1.0]], [[], [0]]),
+        ([None, [0.5, 0.0], None], [None, [0], None]),
+        ([[0.0, 0.0]], [[0, 1]]),
+        ([None], [None]),
+        ([[]], [[]]),
+        ([], []),
+    ],
+)
+def test_neurons_that_weigh_next_to_nothing_together_are_not_mounted(
+    weights: list[list[float] | None], kept: list[list[int] | None]
+) -> None:
+    assert heaviest(weights) == kept
+
+
+def test_a_part_of_an_expert_is_its_neurons_alone() -> None:
+    expert = neurons(2, 3)
+    part = expert.part([4, 0])
+    weights = [0.5, 0.0, 0.0, 0.0, 2.0]
+    x = torch.randn(1, T, D)
+    whole, some = (
+        expert_output(combine([[(one, 1.0, given)]], device=CPU, dtype=torch.float32), x)
+        for one, given in ((expert, weights), (part, [2.0, 0.5]))
+    )
+    torch.testing.assert_close(some, whole)
+    assert part.segment_ranks == (2,)
+    assert expert.part([]).rank == 0
 
 
 def test_words_weigh_the_neurons_that_share_characters_with_them() -> None:

@@ -184,6 +184,22 @@ def test_experts_for_a_model_in_bfloat16_are_close_and_kept_exact(
             assert (b.tensors[name] - tensor).norm() < 0.02 * tensor.norm()
 
 
+@pytest.mark.parametrize("title", ["", "Lyon"])
+def test_some_neurons_of_an_expert_can_be_made_alone(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM, title: str
+) -> None:
+    passages = [PassageInput(title, "It is old. It lies in France.", ((0, 10), (11, 29))), whole("Lyon")]
+    latents = tokens.encode(tiny_llm, passages)
+    experts = tokens.materialise(tiny_llm, latents)
+    chosen = [0, 5, 2], []
+    parts = [tokens.part(latent, some) for latent, some in zip(latents, chosen, strict=True)]
+    for expert, made, some in zip(experts, tokens.materialise(tiny_llm, parts), chosen, strict=True):
+        expected = expert.part(some)
+        assert made.segment_ranks == expected.segment_ranks == (len(some),)
+        for name, tensor in expected.tensors.items():
+            torch.testing.assert_close(made.tensors[name], tensor, rtol=1e-5, atol=1e-5)
+
+
 def test_different_passages_get_different_experts(hypernetwork: Hypernetwork, tiny_llm: FrozenLLM) -> None:
     a, b = hypernetwork.generate(tiny_llm, [whole("Romulus did."), whole("Romulus did not.")])
     assert any(
