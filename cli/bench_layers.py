@@ -87,15 +87,18 @@ def ablation(
 
     Changes are the right passage's experts against the first variant's. Signals are `no-pointing`, `completion`,
     `contrast`, `nothing`, `distil`, `mounted-4` and `hard-negatives`; parts `no-code`, `no-word`, `no-before`,
-    `no-value-code`, `no-query`, `no-static`, `half-values` and `double-values`; without `--variant` each is tried.
+    `no-value-code`, `no-query`, `no-static`, `half-values` and `double-values`; without `--variant` each is tried, with
+    0 minutes each part.
     Interrupted, it goes on where it was when it is run again with the same options and files.
     """
-    from knowstore.bench import VARIANTS, AblationConfig, plot_ablation, run_ablation
+    from knowstore.bench import SIGNALS, VARIANTS, AblationConfig, plot_ablation, run_ablation
     from knowstore.training import TrainingConfig
 
     session.kept = "every variant that was trained; run the same command again to go on"
     training = TrainingConfig(minutes=minutes, steps=steps, seed=seed, pointing_share=0.0, static_steps=0)
-    config = AblationConfig(start, tuple(variant or VARIANTS), training, limit, seed)
+    is_trained = minutes > 0 or steps is not None
+    every = [name for name in VARIANTS if is_trained or name not in SIGNALS]
+    config = AblationConfig(start, tuple(variant or every), training, limit, seed)
     found: dict[str, Any] = run_ablation(
         train or [], data, output, config=config, models=session.model_config(), on_progress=session.output.progress
     )

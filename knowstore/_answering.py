@@ -30,7 +30,7 @@ Vector = npt.NDArray[np.float32]
 ASKED_AT_ONCE = 1024  # questions of which all that was found is in memory
 _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000 tokens
 _ABSURD = 100.0  # times the bound on what experts add
-_LEAST_RELEVANCE = 1e-5  # of the best passage's, under which a passage's words weigh next to nothing together
+_LEAST_RELEVANCE = 1e-3  # of the best passage's: what is less is next to nothing
 _WORD = re.compile(r"\w+")
 
 
@@ -75,7 +75,7 @@ class Reader:
 
     def retrieve(self, question: str, filters: Filters | None, timer: Timer, *, n_best: int | None = None) -> list[Hit]:
         """Candidates of Eq. 7 in the reranker's order, best first; when `n_best` is given, the others may be scored in
-        less detail, and so may those whose relevance is next to nothing."""
+        less detail, and so may those of next to no relevance."""
         with timer.stage("embed question"):
             vector = self.models.retriever.encode_questions([question])[0]
         with timer.stage("search"):
@@ -260,7 +260,7 @@ def combine_weighed(
 ) -> Experts:
     """What is mounted for B questions: each expert as its passage was weighed (`weigh`).
 
-    Passages whose words weigh next to nothing beside those of a question's others are not read, and of an expert whose
+    Where words were told apart, experts of passages of next to no relevance are not read, and of an expert whose
     neurons are weighed one by one those alone are made that weigh something.
 
     Args:
@@ -268,8 +268,7 @@ def combine_weighed(
     """
     from knowstore.experts import combine, heaviest
 
-    if grain == "words":
-        questions = [_worth_reading(mounted) for mounted in questions]
+    questions = [_worth_reading(mounted) for mounted in questions]
     stored = read(list(dict.fromkeys(one.passage_id for mounted in questions for one in mounted)))
 
     def weights_of(one: MountedExpert) -> list[float] | None:
@@ -303,18 +302,11 @@ def combine_weighed(
 
 
 def _worth_reading(mounted: Sequence[MountedExpert]) -> Sequence[MountedExpert]:
-    """The passages of a question that hold all but next to nothing of what its words weigh; those of a passage whose
-    words were not told apart weigh what it weighs."""
-    from knowstore.experts import heaviest
-
+    """Where words were told apart, the passages of a question that are of more than next to no relevance."""
     if not any(one.word_weights for one in mounted):
         return mounted
-    weights = [
-        sum(weight for _, _, weight in one.word_weights) if one.word_weights else one.weight * len(one.text.split())
-        for one in mounted
-    ]
-    [kept] = heaviest([weights])
-    return [mounted[index] for index in kept or ()]
+    least = _LEAST_RELEVANCE * max(one.weight for one in mounted)
+    return [one for one in mounted if one.weight >= least]
 
 
 def scored_hit(

@@ -160,11 +160,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class MountedExpert:
-    """An expert behind an answer; weights of one answer sum to 1 (Eq. 9).
+    """A passage behind an answer; weights of one answer sum to 1 (Eq. 9). Where its expert is mounted by words, that of
+    a passage with less than a thousandth of the best one's weight is not.
 
     `segment_weights` share the weight among the passage's sentences, whose characters are
     `segments`. `word_weights` are (first character, last character, weight) of its word pieces, the
-    likeliest one having the passage's weight; empty when the expert was mounted at a coarser grain.
+    likeliest one having the passage's weight; empty when the expert was mounted at a coarser grain or not
+    at all.
     """
 
     passage_id: str

@@ -47,9 +47,9 @@ class ReadPassages:
             from knowstore.experts import on_where
 
             chosen = search.choose(taught, asked)
-            reader = self.models.reader
-            if reader is None or not any(chosen):
+            tuned = self.models.reader_experts
+            if tuned is None or not any(chosen):
                 return Served(None, chosen)
-            return Served(on_where([bool(some) for some in chosen], reader.static_experts(llm)), chosen)
+            return Served(on_where([bool(some) for some in chosen], tuned), chosen)
 
         yield teach

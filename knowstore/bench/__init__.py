@@ -2,7 +2,7 @@
 fast everything is."""
 
 from knowstore._drawing import can_plot
-from knowstore.bench.ablation import VARIANTS, AblationConfig, run_ablation
+from knowstore.bench.ablation import SIGNALS, VARIANTS, AblationConfig, run_ablation
 from knowstore.bench.answers import run_answers
 from knowstore.bench.ceiling import CeilingConfig, run_ceiling
 from knowstore.bench.codecs import run_codecs
@@ -30,6 +30,7 @@ from knowstore.bench.sequence import SequenceConfig, run_sequence
 from knowstore.bench.speed import SpeedConfig, run_speed
 
 __all__ = [
+    "SIGNALS",
     "VARIANTS",
     "AblationConfig",
     "CeilingConfig",

@@ -103,15 +103,22 @@ def run_ablation(
         call, and `config`.
 
     Raises:
-        ConfigError: no variants, unknown ones, signals without training, training without files, `output` holds a run
-            of other settings, models or files, or fewer than two questions.
-        HypernetworkError: the start is not of kind `tokens`, or not for this LLM.
+        ConfigError: no variants, unknown ones, signals without training, training without files, `distil` without a
+            reader, a start of another kind than `tokens`, `output` holds a run of other settings, models or files, or
+            fewer than two questions.
+        HypernetworkError: the start was never trained, or not for this LLM.
         TrainingError: a file that cannot be read, or a run that fails.
     """
     started = time.perf_counter()
     _check(config, train)
     models = replace(models or ModelConfig(), hypernetwork=config.start)
     loaded = LoadedModels(models, on_progress=on_progress)
+    loaded.check_trained()
+    if config.is_trained and "distil" in config.variants and loaded.reader is None:
+        raise ConfigError(
+            "there is no reader to distil", kept="nothing was measured",
+            fix="name one that was trained for this language model with `--reader`, or other variants",
+        )  # fmt: skip
     described = asdict(config)
     settings = described | asdict(models) | {"start": loaded.digest("hypernetwork")}
     is_begun = any(output.glob("*/config.json")) or any(output.glob("*/training"))
@@ -198,5 +205,6 @@ def _make(
             on_progress=lambda one: show(one.fraction),
         )  # fmt: skip
         steps, seconds = kept.step, kept.seconds
+        network.config = replace(network.config, trained_steps=network.config.trained_steps + steps)
     network.save(folder)
     return {"steps": steps, "seconds": seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from knowstore._answering import Reader, prompt_of
@@ -11,7 +12,7 @@ from knowstore.bank import StoredExpert
 from knowstore.records import Hit, Mode, MountedExpert
 
 if TYPE_CHECKING:
-    from knowstore.experts import PassageInput
+    from knowstore.experts import Experts, PassageInput
 
 _BATCH = 16
 
@@ -68,7 +69,10 @@ def answer_all(
             prompt_of(question, reader.read(some, mode))
             for question, some in zip(questions[first : first + batch_size], part, strict=True)
         ]
-        experts = models.hypernetwork.static_experts(models.llm) if is_static else reader.experts(part, mode)
+        if is_static:
+            experts: Experts | None = replace(models.hypernetwork.static_experts(models.llm), query=models.query)
+        else:
+            experts = reader.experts(part, mode)
         generated = generate(models.llm, prompts, experts, models.hypernetwork.config.layer, reader.generation)
         texts += [one.text for one in generated]
     return texts

@@ -222,7 +222,7 @@ class ControlBench:
             experts: Experts | None = None
             read: list[list[Passage]] = [[] for _ in part]
             if is_static and network.static is not None:
-                experts = network.static_experts(self.models.llm)
+                experts = replace(network.static_experts(self.models.llm), query=self.models.query)
             elif chosen is not None:
                 given = [index for index in chosen if index is not None]
                 if method.startswith(("rag", "hybrid")):

@@ -22,6 +22,7 @@ from knowstore.experts.quantised import MOST_ROWS, EightBits
 
 Form = Literal["neurons", "factors"]
 _LEAST = 1e-3  # of the weight of a question's neurons; of eight passages it is nine tenths of the neurons
+_SLIGHT = 1e-2
 _NAMES: dict[Form, tuple[str, ...]] = {"neurons": ("up", "down"), "factors": ("up1", "up2", "dw1", "dw2")}
 
 
@@ -290,8 +291,8 @@ def word_weights(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, in
 
 
 def heaviest(experts: Sequence[Sequence[float] | None]) -> list[list[int] | None]:
-    """The neurons of a question's experts that are worth mounting: without the least ones, which together weigh
-    `_LEAST` of all that its neurons weigh.
+    """The neurons of a question's experts that are worth mounting: without the least ones, which together weigh less
+    than `_LEAST` of all that its neurons weigh, and each less than `_SLIGHT` of the heaviest.
 
     Args:
         experts: of each the weights of its neurons, none below 0, or None for one that is weighed as a whole.
@@ -302,6 +303,8 @@ def heaviest(experts: Sequence[Sequence[float] | None]) -> list[list[int] | None
     order = weights.argsort(stable=True)
     is_kept = torch.ones(len(weights), dtype=torch.bool)
     is_kept[order[weights[order].cumsum(0) < _LEAST * weights.sum()]] = False
+    if len(weights):
+        is_kept |= weights >= _SLIGHT * weights.max()
     kept = iter(is_kept.tolist())
     return [None if some is None else [index for index, _ in enumerate(some) if next(kept)] for some in experts]
 

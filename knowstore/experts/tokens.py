@@ -290,8 +290,7 @@ def _zero(inner: int, outer: int) -> nn.Linear:
 
 def _before(latent: Mapping[str, Tensor]) -> Tensor:
     """The word left of each token of a latent, which has them all or, of a whole passage, the first's alone."""
-    ids, before = latent["ids"], latent["before"]
-    return before if len(before) == len(ids) else torch.cat([before, ids[:-1]])
+    return torch.cat([latent["before"], latent["ids"]])[: len(latent["ids"])]
 
 
 def _places(sentence: str, shift: int, ends: Sequence[int]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from knowstore.bench import AblationConfig, can_plot, plot_ablation, run_ablatio
 from knowstore.bench.ablation import PARTS, SIGNALS
 from knowstore.bench.controls import ControlBench
 from knowstore.config import ModelConfig
-from knowstore.errors import ConfigError
+from knowstore.errors import ConfigError, HypernetworkError
 from knowstore.experts import load_hypernetwork
 from knowstore.training import TrainingConfig, TrainingProgress
 
@@ -68,7 +68,7 @@ def test_what_was_left_out_stays_out_while_the_rest_is_trained(
 @pytest.mark.parametrize("variant", SIGNALS)
 def test_each_signal_changes_how_it_is_trained(
     variant: str, tiny_models: ModelConfig, config: AblationConfig, questions: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_reader_dir: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def nothing_is_learnt(network: Any, llm: Any, data: Any, training: TrainingConfig, *_: Any, **given: Any) -> Any:
         seen.append((training, given["teacher"] is not None))
@@ -77,11 +77,13 @@ def test_each_signal_changes_how_it_is_trained(
     seen: list[tuple[TrainingConfig, bool]] = []
     monkeypatch.setattr("knowstore.bench.ablation.train_hypernetwork", nothing_is_learnt)
     config = replace(config, variants=("whole", variant))
-    found: dict[str, Any] = run_ablation([questions], [questions], tmp_path, config=config, models=tiny_models)
-    assert seen[0] == (TRAINING, False)
-    assert seen[1][0] == replace(TRAINING, **SIGNALS[variant]) != TRAINING
-    assert seen[1][1] is (variant == "distil" and tiny_models.reader != "none")
+    models = replace(tiny_models, reader=str(tiny_reader_dir))
+    found: dict[str, Any] = run_ablation([questions], [questions], tmp_path, config=config, models=models)
+    assert seen == [(TRAINING, False), (replace(TRAINING, **SIGNALS[variant]), variant == "distil")]
+    assert seen[1][0] != TRAINING
     assert [(row["steps"], row["seconds"]) for row in found["rows"]] == [(1, 2.0)] * 2
+    begun, after = (load_hypernetwork(Path(folder)) for folder in (tiny_models.hypernetwork, tmp_path / variant))
+    assert after.config.trained_steps == begun.config.trained_steps + 1
 
 
 def test_changes_are_against_the_first_variant_on_the_same_questions(
@@ -118,9 +120,22 @@ def test_without_training_only_what_the_variant_names_is_other(
     config = replace(config, training=UNTRAINED, variants=variants)
     run_ablation([], [questions], tmp_path, config=config, models=tiny_models)
     whole = _weights(tmp_path / "whole")
-    for variant in variants[1:]:
-        other = [name for name, tensor in _weights(tmp_path / variant).items() if not torch.equal(tensor, whole[name])]
-        assert other == ["log_value"] if variant == "double-values" else "log_value" not in other, variant
+    left_out = {
+        "no-code": {"key_code.weight", "key_code.bias", "value_code.weight", "value_code.bias"},
+        "no-word": {"key_word.weight"},
+        "no-before": {"key_before.weight"},
+        "no-value-code": {"value_code.weight", "value_code.bias"},
+        "no-query": {name for name in whole if name.startswith("query_down.")},
+        "no-static": {name for name in whole if name.startswith("static_parts.")},
+    }
+    assert left_out.keys() == PARTS.keys()
+    for variant in PARTS:
+        weights = _weights(tmp_path / variant)
+        other = {name for name, tensor in weights.items() if not torch.equal(tensor, whole[name])}
+        assert other == {name for name in left_out[variant] if whole[name].any()} != set(), variant
+        assert not any(weights[name].any() for name in left_out[variant]), variant
+    scaled = _weights(tmp_path / "double-values")
+    assert [name for name, tensor in scaled.items() if not torch.equal(tensor, whole[name])] == ["log_value"]
     assert torch.allclose(_weights(tmp_path / "double-values")["log_value"].exp(), 2 * whole["log_value"].exp())
 
 
@@ -160,4 +175,11 @@ def test_what_cannot_be_compared_is_refused_before_training(
         run_ablation([], [questions], tmp_path, config=replace(config, training=UNTRAINED))
     with pytest.raises(ConfigError, match="no questions to train on"):
         run_ablation([], [questions], tmp_path, config=config)
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="no reader to distil"):
+        run_ablation([questions], [questions], tmp_path, config=config, models=tiny_models)
+    new = load_hypernetwork(Path(tiny_models.hypernetwork))
+    new.config = replace(new.config, trained_steps=0)
+    new.save(tmp_path / "new")
+    with pytest.raises(HypernetworkError, match="never trained"):
+        run_ablation([questions], [questions], tmp_path, config=replace(config, start=str(tmp_path / "new")))
+    assert [one.name for one in tmp_path.iterdir()] == ["new"]

@@ -184,6 +184,13 @@ def test_experts_for_a_model_in_bfloat16_are_close_and_kept_exact(
             assert (b.tensors[name] - tensor).norm() < 0.02 * tensor.norm()
 
 
+def test_a_passage_without_text_beside_others_has_an_expert_without_neurons(
+    tokens: TokensHypernetwork, tiny_llm: FrozenLLM
+) -> None:
+    empty, other = tokens.generate(tiny_llm, [PassageInput("", "", ()), whole("Lyon")])
+    assert (empty.rank, other.rank > 0) == (0, True)
+
+
 @pytest.mark.parametrize("title", ["", "Lyon"])
 def test_some_neurons_of_an_expert_can_be_made_alone(
     tokens: TokensHypernetwork, tiny_llm: FrozenLLM, title: str
