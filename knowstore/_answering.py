@@ -32,6 +32,8 @@ _BATCH_CHARACTERS = 1 << 16  # of padded prompts in one generation, about 16,000
 _ABSURD = 100.0  # times the bound on what experts add
 _LEAST_RELEVANCE = 1e-3  # of the best passage's: what is less is next to nothing
 _WORD = re.compile(r"\w+")
+_STATEMENT = 40  # words of a text that says one thing, at most
+_ALIKE = 3  # words that two statements of the same share, at least
 
 
 @dataclass
@@ -321,20 +323,46 @@ def scored_hit(
 
 def twins(question: str, passages: Sequence[tuple[str, str]], overlap: float) -> list[tuple[int, int]]:
     """Pairs of passages, given as (title, text), that have one title and share at least `overlap` of their words
-    (Jaccard): what contradicts an older text mostly repeats it.
+    (Jaccard), or are statements that differ in what they end with or put in one place: what contradicts an older text
+    mostly repeats it.
 
     Texts of one pattern do so as well. Those of which the question names one, by a name or a number that the other has
     not, are about other things and no twins.
     """
+    asked = frozenset(_WORD.findall(question.casefold()))
     words = [frozenset(text.lower().split()) for _, text in passages]
+    statements = [_statement(text) for _, text in passages]
     pairs = [
         (one, other)
         for one, other in combinations(range(len(passages)), 2)
         if passages[one][0] == passages[other][0]
-        and len(words[one] & words[other]) >= overlap * len(words[one] | words[other])
+        and (
+            len(words[one] & words[other]) >= overlap * len(words[one] | words[other])
+            or _differ_in_one_place(statements[one], statements[other], asked)
+        )
     ]
-    asked = frozenset(_WORD.findall(question.casefold()))
     return [(one, other) for one, other in pairs if not asked & _names_of_one(passages[one][1], passages[other][1])]
+
+
+def _statement(text: str) -> list[str]:
+    """The words of a text that is short enough to say one thing, but for its numbers, such as dates; else none."""
+    words = [word for word in _WORD.findall(text[: _STATEMENT * 20].casefold()) if not word.isdigit()]
+    return words if len(words) <= _STATEMENT else []
+
+
+def _differ_in_one_place(words: Sequence[str], others: Sequence[str], asked: frozenset[str]) -> bool:
+    """Whether two statements are one but for some words in one place, none of which the question has."""
+    shortest = min(len(words), len(others))
+    before = _n_alike(words, others)
+    after = min(_n_alike(words[::-1], others[::-1]), shortest - before)
+    shared = {*words[:before], *words[len(words) - after :]}
+    return before + after >= max(_ALIKE, shortest / 2) and not asked & ({*words, *others} - shared)
+
+
+def _n_alike(words: Sequence[str], others: Sequence[str]) -> int:
+    """How many words two texts begin with alike."""
+    differ = (n for n, (word, other) in enumerate(zip(words, others, strict=False)) if word != other)
+    return next(differ, min(len(words), len(others)))
 
 
 def _names_of_one(text: str, other: str) -> set[str]:

@@ -96,8 +96,9 @@ class RetrievalConfig:
     scores at least `null_threshold`, nothing is mounted: `auto` takes the
     reranker's own threshold where it has one, None switches the null option off.
 
-    Of passages of one title that share at least `twin_overlap` of their words, only those of the newest edit batch are
-    mounted or read, unless the question tells them apart by a name or number that one of them lacks; None uses all.
+    Of passages of one title that share at least `twin_overlap` of their words, or are short statements that differ in
+    one place, only those of the newest edit batch are mounted or read, unless the question tells them apart by a name
+    or number that one of them lacks; None uses all.
 
     In mode `hybrid`, which mounts all kept passages, only the best `n_read` of them are read in the prompt as well, or
     all when None: a small model is led astray by what else it reads more than by what else is mounted.
