@@ -133,7 +133,9 @@ class RetrievalConfig:
 class GenerationConfig:
     """How answers are generated: greedily until the model stops or a line ends, by default.
 
-    The model cannot stop before `min_tokens`, and is stopped after `max_tokens`.
+    The model cannot stop before `min_tokens`, and is stopped after `max_tokens`. With `one_turn` a neuron of an expert
+    whose word was written adds nothing more (`experts.Turns`), but with several beams; without, experts act as Eq. 6
+    has it to the end.
     """
 
     max_tokens: int = 32
@@ -142,6 +144,7 @@ class GenerationConfig:
     sampling_temperature: float = 1.0
     n_beams: int = 1
     where: Where = "question"
+    one_turn: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("where", self.where, Where)

@@ -152,6 +152,33 @@ class Amplitude:
         return 0.0 if self._largest is None else float(self._largest)
 
 
+class Turns:
+    """Which neurons of B questions have had their turn while texts are written token by token.
+
+    A neuron stands for one word in one place of a passage, and fires where the word before it was written. What the
+    passage has twice, such as the dots of `F.C.`, would bring it back at each of them, round and round. So the neuron
+    that fired most before a token and not at all behind it, as one whose word was written, fires no more.
+
+    Attributes:
+        left: (B, N), 0 for neurons that had their turn and 1 for all others.
+    """
+
+    def __init__(self, neuron_weights: Tensor) -> None:
+        self.left = torch.ones_like(neuron_weights)
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def see(self, fired: Tensor) -> None:
+        """How the neurons fire, (B, N), where the next token is to be written."""
+        if not fired.shape[1]:
+            return
+        if self._last is not None:
+            neuron, was_on = self._last
+            is_over = was_on & (fired.gather(1, neuron) <= 0)
+            self.left = self.left.scatter(1, neuron, self.left.gather(1, neuron).masked_fill(is_over, 0))
+        most = fired.max(1, keepdim=True)
+        self._last = most.indices, most.values > 0
+
+
 @dataclass(frozen=True)
 class Experts:
     """What is mounted for B questions: sum_k r_k E_k(x) plus the static expert, which no passage owns.
@@ -220,12 +247,16 @@ class Experts:
         )
 
 
-def expert_output(experts: Experts, x: Tensor) -> Tensor:
-    """The sum of Eq. 6 over all mounted experts as fused products; `x` and the result are (B, T, D)."""
+def expert_output(experts: Experts, x: Tensor, turns: Turns | None = None) -> Tensor:
+    """The sum of Eq. 6 over all mounted experts as fused products; `x` and the result are (B, T, D). Neurons that had
+    their turn, where `turns` are kept, add nothing, and it sees how the others fire at the last of the T positions."""
     total = None
     if experts.up is not None and experts.down is not None and experts.neuron_weights is not None:
-        hidden: Tensor = relu(x @ experts.up) * experts.neuron_weights[:, None]  # (B, T, N)
+        weights = experts.neuron_weights if turns is None else experts.neuron_weights * turns.left
+        hidden: Tensor = relu(x @ experts.up) * weights[:, None]  # (B, T, N)
         total = hidden @ experts.down
+        if turns is not None:
+            turns.see(hidden[:, -1])
     if experts.factors is not None and experts.factor_weights is not None:
         four = experts.factors
         low = torch.einsum("btd,bkdr->bktr", x, four.up1)

@@ -107,7 +107,10 @@ def generate(
     is_from_question = config.where == "question" and any(row.start for row in rows)
     positions = [n + row.start for n, row in zip(n_padded, rows, strict=True)] if is_from_question else None
     stream = _Stream(llm, started, on_text) if len(rows) == 1 and config.n_beams == 1 else None
-    mounted = nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions)
+    one_turn = config.one_turn and config.n_beams == 1
+    mounted = (
+        nullcontext() if experts is None else mount(llm.model, experts, layer, starts=positions, one_turn=one_turn)
+    )
     can_stop = config.min_tokens < config.max_tokens
     sampling = {"temperature": config.sampling_temperature} if config.do_sample else {"temperature": None}
     with torch.inference_mode(), mounted:

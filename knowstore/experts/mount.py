@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from knowstore.errors import MountError
-from knowstore.experts.expert import Experts, expert_output, query_output
+from knowstore.experts.expert import Experts, Turns, expert_output, query_output
 from knowstore.experts.llm import blocks_owner, ffn, first_input, hooks_lock
 
 Args = tuple[Any, ...]
@@ -23,7 +23,12 @@ _mounted_here: ContextVar[frozenset[int]] = ContextVar("knowstore_mounted_here",
 
 @contextmanager
 def mount(
-    model: PreTrainedModel, experts: Experts, layer: int = 12, *, starts: Sequence[int] | None = None
+    model: PreTrainedModel,
+    experts: Experts,
+    layer: int = 12,
+    *,
+    starts: Sequence[int] | None = None,
+    one_turn: bool = False,
 ) -> Iterator[None]:
     """Add the weighted experts' output to one FFN of a frozen model (Eq. 3 and 6), and the query experts' below it.
 
@@ -39,6 +44,8 @@ def mount(
         starts: for each of the B questions the position, counted with left padding, from which its experts
             act; passages that stand before the question in the prompt are then read without them. None
             lets the experts act everywhere.
+        one_turn: while texts are written token by token behind a cache, a neuron whose word was written adds nothing
+            more, see `Turns`; not for beams, which change places.
 
     Yields: nothing; the model is changed in place until the block ends, then exactly what it was.
 
@@ -61,7 +68,7 @@ def mount(
             fix="give one start position for each question",
         )
     state = _Mounted(experts, None if starts is None else torch.tensor(list(starts)))
-    some = [_Beside(state, layer, expert_output)]
+    some = [_Beside(state, layer, state.expert_output if one_turn else expert_output)]
     if experts.query is not None:
         some += [
             _Beside(state, below, partial(query_output, index)) for index, below in enumerate(experts.query.layers)
@@ -114,6 +121,7 @@ class _Mounted:
         self.n_questions = experts.n_questions
         self.copies = {1: experts}
         self.n_sequences, self.offset = 1, 0
+        self.turns: Turns | None = None
 
     @property
     def is_here(self) -> bool:
@@ -140,6 +148,12 @@ class _Mounted:
         if n_copies not in self.copies:
             self.copies[n_copies] = self.copies[1].repeat(n_copies)
         return self.copies[n_copies]
+
+    def expert_output(self, experts: Experts, x: Tensor) -> Tensor:
+        """What the experts add, each neuron in its turn; a text that begins anew has all turns again."""
+        if experts.neuron_weights is not None and (self.turns is None or not self.offset):
+            self.turns = Turns(experts.neuron_weights)
+        return expert_output(experts, x, self.turns)
 
     def from_start(self, out: Tensor) -> Tensor:
         """`out` (B, T, D), zero before each question's start."""

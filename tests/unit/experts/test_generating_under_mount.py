@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextIteratorStreamer
 
 from knowstore.config import GenerationConfig
-from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, combine, generate, mount
+from knowstore.experts import Expert, Experts, FrozenLLM, Prompt, Turns, beside, combine, generate, mount
 from knowstore.experts.generation import prompt_rows
 from knowstore.prompts import passages_prompt, question_prompt
 
@@ -83,6 +85,64 @@ def test_sampling_repeats_with_its_seed(tiny_llm: FrozenLLM, pair: tuple[list[Ex
             found.append(generated(tiny_llm, ids, mask, do_sample=True, temperature=2.0))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_neuron_whose_word_was_written_has_had_its_turn() -> None:
+    turns = Turns(torch.ones(3, 4))
+    turns.see(torch.tensor([[0.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    assert turns.left.all()
+    turns.see(torch.tensor([[1.0, 0.0, 3.0, 0.0], [1.0, 0.5, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    turns.see(torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
+    Turns(torch.ones(2, 0)).see(torch.ones(2, 0))
+
+
+def test_behind_a_cache_each_neuron_fires_in_its_turn_alone_and_a_new_text_has_all_turns(
+    tiny_llm: FrozenLLM, make_expert: MakeExpert
+) -> None:
+    model, experts = tiny_llm.model, experts_for([make_expert(8, seed=1)])
+    assert experts.up is not None
+    assert experts.neuron_weights is not None
+    steps = torch.tensor([tiny_llm.prompt_ids(TEXTS[1])[:10]]).split([3, *[1] * 7], 1)
+    cache, expected, left, last = DynamicCache(config=model.config), [], [1.0] * 8, None
+    states: list[Tensor] = []
+
+    def seen(x: Tensor) -> Tensor:
+        states.append(x)
+        return torch.zeros_like(x)
+
+    with torch.no_grad():
+        for ids in steps:
+            weighed = replace(experts, neuron_weights=experts.neuron_weights * torch.tensor([left]))
+            with mount(model, weighed, LAYER), beside(model, LAYER, seen):
+                expected.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
+            fires = ((states[-1][0, -1] @ experts.up[0]).clamp(min=0) * torch.tensor(left)).tolist()
+            if last is not None and not fires[last]:
+                left[last] = 0.0
+            last = max(range(8), key=fires.__getitem__) if max(fires) > 0 else None
+        assert 0.0 in left
+        with mount(model, experts, LAYER, one_turn=True):
+            for _ in range(2):
+                cache = DynamicCache(config=model.config)
+                for ids, logits in zip(steps, expected, strict=True):
+                    found = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+                    torch.testing.assert_close(found, logits)
+
+
+def test_answers_are_written_in_turns_unless_that_is_off_or_there_are_beams(
+    tiny_llm: FrozenLLM, make_expert: MakeExpert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: list[bool] = []
+
+    def noted(*arguments: Any, one_turn: bool, **options: Any) -> AbstractContextManager[None]:
+        how.append(one_turn)
+        return mount(*arguments, one_turn=one_turn, **options)
+
+    monkeypatch.setattr("knowstore.experts.generation.mount", noted)
+    for config in (GenerationConfig(), GenerationConfig(one_turn=False), GenerationConfig(n_beams=2)):
+        generate(tiny_llm, [Prompt("", TEXTS[0])], experts_for([make_expert(8, seed=1)]), LAYER, config)
+    assert how == [True, False, False]
 
 
 def test_several_samples_of_a_question_share_its_experts(
