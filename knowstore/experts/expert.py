@@ -23,6 +23,7 @@ from knowstore.experts.quantised import MOST_ROWS, EightBits
 Form = Literal["neurons", "factors"]
 _LEAST = 1e-3  # of the weight of a question's neurons; of eight passages it is nine tenths of the neurons
 _SLIGHT = 1e-2
+_BY_FAR = 4.0  # times as much as any other
 _NAMES: dict[Form, tuple[str, ...]] = {"neurons": ("up", "down"), "factors": ("up1", "up2", "dw1", "dw2")}
 
 
@@ -157,7 +158,7 @@ class Turns:
 
     A neuron stands for one word in one place of a passage, and fires where the word before it was written. What the
     passage has twice, such as the dots of `F.C.`, would bring it back at each of them, round and round. So the neuron
-    that fired most before a token and not at all behind it, as one whose word was written, fires no more.
+    that fired by far most before a token and not at all behind it, as one whose word was written, fires no more.
 
     Attributes:
         left: (B, N), 0 for neurons that had their turn and 1 for all others.
@@ -169,14 +170,15 @@ class Turns:
 
     def see(self, fired: Tensor) -> None:
         """How the neurons fire, (B, N), where the next token is to be written."""
-        if not fired.shape[1]:
-            return
         if self._last is not None:
             neuron, was_on = self._last
             is_over = was_on & (fired.gather(1, neuron) <= 0)
             self.left = self.left.scatter(1, neuron, self.left.gather(1, neuron).masked_fill(is_over, 0))
-        most = fired.max(1, keepdim=True)
-        self._last = most.indices, most.values > 0
+        if fired.shape[1] < 2:
+            return
+        most = fired.topk(2)
+        first, second = most.values[:, :1], most.values[:, 1:]
+        self._last = most.indices[:, :1], (first > 0) & (first >= _BY_FAR * second)
 
 
 @dataclass(frozen=True)

@@ -89,23 +89,29 @@ def test_sampling_repeats_with_its_seed(tiny_llm: FrozenLLM, pair: tuple[list[Ex
 
 def test_a_neuron_whose_word_was_written_has_had_its_turn() -> None:
     turns = Turns(torch.ones(3, 4))
-    turns.see(torch.tensor([[0.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    turns.see(torch.tensor([[0.0, 2.0, 0.5, 0.0], [0.0, 2.0, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]]))
     assert turns.left.all()
     turns.see(torch.tensor([[1.0, 0.0, 3.0, 0.0], [1.0, 0.5, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
     assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-    turns.see(torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]]))
-    assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
+    turns.see(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    turns.see(torch.zeros(3, 4))
+    assert turns.left.tolist() == [[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+    few = Turns(torch.ones(2, 1))
+    for fired in (1.0, 0.0):
+        few.see(torch.full((2, 1), fired))
+    assert few.left.all()
     Turns(torch.ones(2, 0)).see(torch.ones(2, 0))
 
 
 def test_behind_a_cache_each_neuron_fires_in_its_turn_alone_and_a_new_text_has_all_turns(
     tiny_llm: FrozenLLM, make_expert: MakeExpert
 ) -> None:
-    model, experts = tiny_llm.model, experts_for([make_expert(8, seed=1)])
+    model, experts = tiny_llm.model, experts_for([make_expert(2, seed=2)])
     assert experts.up is not None
     assert experts.neuron_weights is not None
     steps = torch.tensor([tiny_llm.prompt_ids(TEXTS[1])[:10]]).split([3, *[1] * 7], 1)
-    cache, expected, left, last = DynamicCache(config=model.config), [], [1.0] * 8, None
+    cache, expected, left, last = DynamicCache(config=model.config), [], [1.0] * 2, None
     states: list[Tensor] = []
 
     def seen(x: Tensor) -> Tensor:
@@ -120,7 +126,8 @@ def test_behind_a_cache_each_neuron_fires_in_its_turn_alone_and_a_new_text_has_a
             fires = ((states[-1][0, -1] @ experts.up[0]).clamp(min=0) * torch.tensor(left)).tolist()
             if last is not None and not fires[last]:
                 left[last] = 0.0
-            last = max(range(8), key=fires.__getitem__) if max(fires) > 0 else None
+            second, first = sorted(fires)
+            last = fires.index(first) if 0 < first >= 4 * second else None
         assert 0.0 in left
         with mount(model, experts, LAYER, one_turn=True):
             for _ in range(2):
