@@ -346,7 +346,9 @@ def twins(question: str, passages: Sequence[tuple[str, str]], overlap: float) ->
 
 def _statement(text: str) -> list[str]:
     """The words of a text that is short enough to say one thing, but for its numbers, such as dates; else none."""
-    words = [word for word in _WORD.findall(text[: _STATEMENT * 20].casefold()) if not word.isdigit()]
+    if len(text) > 20 * _STATEMENT:
+        return []
+    words = [word for word in _WORD.findall(text.casefold()) if not word.isdigit()]
     return words if len(words) <= _STATEMENT else []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from knowstore._answering import twins
@@ -23,12 +25,13 @@ LONG = [10 * "The isle has a hill. " + end for end in ("It is old.", 9 * "Ann we
         ("Who is mayor?", ("Ann Mori is the mayor of Kirrin.", "Tom Rae is the mayor of Halden."), False),
         ("What lies there?", ("Tarvan has a harbour.", "Tarvan has a harbour and a hoard of coins."), True),
         ("What is on the isle?", LONG, False),
+        ("What is it?", [4 * f"{300 * 'x'} is " + end for end in ("old.", "new but " + 300 * "y" + ".")], False),
         ("What?", ("", ""), True),
         ("What?", ("", "Tarvan has a harbour."), False),
     ],
 )
 def test_statements_that_differ_in_one_place_are_twins_unless_the_question_tells_them_apart(
-    question: str, texts: tuple[str, str], are_twins: bool
+    question: str, texts: Sequence[str], are_twins: bool
 ) -> None:
     for pair in (texts, texts[::-1]):
         assert twins(question, [("Tarvan", text) for text in pair], 0.6) == [(0, 1)] * are_twins
