@@ -280,11 +280,14 @@ def combine_weighed(
         return models.neuron_weights(ranks, passage, one.segment_weights, one.word_weights)
 
     weights = [[weights_of(one) for one in mounted] for mounted in questions]
-    kept: dict[str, list[int] | None] = {}
+    kept: dict[str, list[int] | None] = {}  # for any of the questions, of which each has its own
     for mounted, given in zip(questions, weights, strict=True):
-        for one, some in zip(mounted, heaviest(given), strict=True):
-            before = kept.get(one.passage_id, [])
+        for place, (one, some) in enumerate(zip(mounted, heaviest(given), strict=True)):
+            before, whole = kept.get(one.passage_id, []), given[place]
             kept[one.passage_id] = None if some is None or before is None else sorted({*before, *some})
+            if some is not None and whole is not None:
+                own = set(some)
+                given[place] = [weight if index in own else 0.0 for index, weight in enumerate(whole)]
     made = models.mountable([stored[passage_id] for passage_id in kept], list(kept.values()))
     experts = dict(zip(kept, made, strict=True))
 

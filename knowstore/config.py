@@ -134,8 +134,9 @@ class GenerationConfig:
     """How answers are generated: greedily until the model stops or a line ends, by default.
 
     The model cannot stop before `min_tokens`, and is stopped after `max_tokens`. With `one_turn` a neuron of an expert
-    whose word was written adds nothing more (`experts.Turns`), but with several beams; without, experts act as Eq. 6
-    has it to the end.
+    whose word was written adds nothing more (`experts.Turns`), but with several beams; where that is a near thing,
+    rounding decides, so an answer can differ with the batch it is written in. Without, experts act as Eq. 6 has it to
+    the end.
     """
 
     max_tokens: int = 32
