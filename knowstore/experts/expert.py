@@ -174,10 +174,10 @@ class Turns:
             neuron, was_on = self._last
             is_over = was_on & (fired.gather(1, neuron) <= 0)
             self.left = self.left.scatter(1, neuron, self.left.gather(1, neuron).masked_fill(is_over, 0))
-        if fired.shape[1] < 2:
+        if not fired.shape[1]:
             return
-        most = fired.topk(2)
-        first, second = most.values[:, :1], most.values[:, 1:]
+        most = fired.topk(min(2, fired.shape[1]))
+        first, second = most.values[:, :1], most.values[:, 1:].sum(1, keepdim=True)  # 0 where there is no second
         self._last = most.indices[:, :1], (first > 0) & (first >= _BY_FAR * second)
 
 

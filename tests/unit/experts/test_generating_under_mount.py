@@ -97,10 +97,11 @@ def test_a_neuron_whose_word_was_written_has_had_its_turn() -> None:
     assert turns.left.tolist() == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     turns.see(torch.zeros(3, 4))
     assert turns.left.tolist() == [[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
-    few = Turns(torch.ones(2, 1))
+    alone, padded = Turns(torch.ones(1, 1)), Turns(torch.ones(1, 3))
     for fired in (1.0, 0.0):
-        few.see(torch.full((2, 1), fired))
-    assert few.left.all()
+        alone.see(torch.tensor([[fired]]))
+        padded.see(torch.tensor([[fired, 0.0, 0.0]]))
+    assert alone.left[0, 0] == padded.left[0, 0] == 0
     Turns(torch.ones(2, 0)).see(torch.ones(2, 0))
 
 
