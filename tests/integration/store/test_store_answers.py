@@ -305,8 +305,7 @@ def test_many_questions_get_the_answers_of_one_by_one(
 ) -> None:
     scores = sorted(store.retrieve(question)[0].score for question in QUESTIONS)
     settings = RetrievalConfig(null_threshold=scores[2] if has_threshold else None)
-    generation = GenerationConfig(one_turn=False)  # a yes or no that rounding, which padding changes, can turn over
-    asked = open_store(retrieval=settings, generation=generation)
+    asked = open_store(retrieval=settings)
     alone = [asked.ask(question, mode=mode) for question in QUESTIONS]
     many = asked.ask_many(QUESTIONS, mode=mode, batch_size=3)
     assert [_content(one) for one in many] == [_content(one) for one in alone]
