@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,9 +97,9 @@ def ablation(
 
     session.kept = "every variant that was trained; run the same command again to go on"
     training = TrainingConfig(minutes=minutes, steps=steps, seed=seed, pointing_share=0.0, static_steps=0)
-    is_trained = minutes > 0 or steps is not None
-    every = [name for name in VARIANTS if is_trained or name not in SIGNALS]
-    config = AblationConfig(start, tuple(variant or every), training, limit, seed)
+    config = AblationConfig(start, VARIANTS, training, limit, seed)
+    every = [name for name in VARIANTS if config.is_trained or name not in SIGNALS]
+    config = replace(config, variants=tuple(variant or every))
     found: dict[str, Any] = run_ablation(
         train or [], data, output, config=config, models=session.model_config(), on_progress=session.output.progress
     )

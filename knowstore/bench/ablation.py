@@ -15,7 +15,7 @@ from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bench.controls import read_cases
 from knowstore.bench.resuming import keep_run
 from knowstore.bench.scoring import share
-from knowstore.bench.trained import Rows, digest_of, gains, keep_scores, kept_scores
+from knowstore.bench.trained import Rows, digest_of, gains, keep_scores, kept_scores, percent_shown
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.models import NO_READER
@@ -192,17 +192,12 @@ def _make(
     steps, seconds = 0, 0.0
     if questions is not None:
         training = replace(config.training, **SIGNALS.get(variant, {}))
-        reranker, on_progress = loaded.reranker, loaded.on_progress
-
-        def show(fraction: float) -> None:
-            if on_progress is not None:
-                on_progress(f"training {variant} (%)", min(100, int(100 * fraction)), 100)
-
+        reranker = loaded.reranker
         kept = train_hypernetwork(
             network, loaded.llm, questions, training, folder / "training", is_started=True,
             reranker=reranker if isinstance(reranker, JointReranker) else None,
             teacher=loaded.reader if training.distil_weight else None,
-            on_progress=lambda one: show(one.fraction),
+            on_progress=percent_shown(f"training {variant}", loaded.on_progress),
         )  # fmt: skip
         steps, seconds = kept.step, kept.seconds
         network.config = replace(network.config, trained_steps=network.config.trained_steps + steps)

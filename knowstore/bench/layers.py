@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from knowstore._loaded import LoadedModels, OnProgress
 from knowstore.bench.controls import read_cases
 from knowstore.bench.resuming import keep_run
-from knowstore.bench.trained import Rows, digest_of, gains, keep_scores, kept_scores
+from knowstore.bench.trained import Rows, digest_of, gains, keep_scores, kept_scores, percent_shown
 from knowstore.config import ModelConfig
 from knowstore.errors import ConfigError
 from knowstore.models import NO_READER, directory_fingerprint, resolve
@@ -129,15 +129,10 @@ def _train(layer: int, questions: TrainingData, folder: Path, config: LayersConf
         encoder_from=read_as,
     )  # fmt: skip
     reranker = loaded.reranker if config.kind == "tokens" else None
-
-    def show(fraction: float) -> None:
-        if on_progress is not None:
-            on_progress(f"training for layer {layer} (%)", min(100, int(100 * fraction)), 100)
-
     kept = train_hypernetwork(
         network, loaded.llm, questions, config.training, folder / "training",
         reranker=reranker if isinstance(reranker, JointReranker) else None,
-        on_progress=lambda one: show(one.fraction),
+        on_progress=percent_shown(f"training for layer {layer}", on_progress),
     )  # fmt: skip
     network.config = replace(network.config, trained_steps=kept.step)
     network.save(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from knowstore.bench.controls import open_benches
 from knowstore.bench.scoring import share
 from knowstore.config import ModelConfig
 from knowstore.evaluation import exact_match, token_f1
+from knowstore.training import TrainingProgress
 
 Rows = list[dict[str, Any]]
 _SCORES = {"em": exact_match, "f1": token_f1}
@@ -60,6 +61,16 @@ def gains(
             row |= share(f"{name}_gain", differences, seed)
             golds[name] = each["gold"]
         yield row, golds
+
+
+def percent_shown(label: str, on_progress: OnProgress | None) -> Callable[[TrainingProgress], None]:
+    """What shows the percent of a training that are done under a label."""
+
+    def show(one: TrainingProgress) -> None:
+        if on_progress is not None:
+            on_progress(f"{label} (%)", min(100, int(100 * one.fraction)), 100)
+
+    return show
 
 
 def kept_scores(folder: Path) -> Rows | None:

@@ -27,3 +27,19 @@ def villages(tmp_path: Path) -> Callable[[int], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six questions, each on a passage of its own."""
+    rows = [
+        {
+            "question": f"Where does town {number} lie?",
+            "answers": [f"place {number}"],
+            "passage": {"title": "", "text": f"Town {number} is old. It lies at place {number}."},
+        }
+        for number in range(6)
+    ]
+    file = tmp_path_factory.mktemp("towns") / "qa.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file

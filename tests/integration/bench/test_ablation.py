@@ -23,21 +23,6 @@ TRAINING = TrainingConfig(steps=2, batch_questions=4, n_held_out=0, pointing_sha
 UNTRAINED = TrainingConfig(minutes=0.0)
 
 
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [
-        {
-            "question": f"Where does town {number} lie?",
-            "answers": [f"place {number}"],
-            "passage": {"title": "", "text": f"Town {number} is old. It lies at place {number}."},
-        }
-        for number in range(6)
-    ]
-    file = tmp_path_factory.mktemp("ablation") / "qa.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return file
-
-
 @pytest.fixture
 def config(tiny_models: ModelConfig) -> AblationConfig:
     return AblationConfig(tiny_models.hypernetwork, training=TRAINING, limit=4, max_tokens=2)

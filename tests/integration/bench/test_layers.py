@@ -21,21 +21,6 @@ TRAINING = TrainingConfig(steps=2, batch_questions=4, n_held_out=0, static_steps
 CONFIG = LayersConfig((0, 2), training=TRAINING, limit=4, max_tokens=2)
 
 
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [
-        {
-            "question": f"Where does town {number} lie?",
-            "answers": [f"place {number}"],
-            "passage": {"title": "", "text": f"Town {number} is old. It lies at place {number}."},
-        }
-        for number in range(6)
-    ]
-    file = tmp_path_factory.mktemp("layers") / "qa.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return file
-
-
 def test_each_layer_is_trained_alike_and_scored_against_another_passage(
     tiny_models: ModelConfig, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
